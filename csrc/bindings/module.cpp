@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+// The extension module: one registration function per noun, nothing else.
+#include <pybind11/pybind11.h>
+
+namespace detent::bindings {
+void register_info(pybind11::module_& module);
+void register_fake_quant(pybind11::module_& module);
+void register_error(pybind11::module_& module);
+void register_statistics(pybind11::module_& module);
+void register_histogram_search(pybind11::module_& module);
+void register_weight_search(pybind11::module_& module);
+}  // namespace detent::bindings
+
+PYBIND11_MODULE(_core, module) {
+  module.doc() = "Compiled kernels of detent. Use them through detent.kernels.";
+  detent::bindings::register_info(module);
+  detent::bindings::register_fake_quant(module);
+  detent::bindings::register_error(module);
+  detent::bindings::register_statistics(module);
+  detent::bindings::register_histogram_search(module);
+  detent::bindings::register_weight_search(module);
+}

@@ -1,0 +1,1 @@
+"""NumPy twins of every kernel, written to be read: the specification of rounding, ties and order."""
