@@ -1,0 +1,58 @@
+"""Files that are complete or not there: how every record is written and read."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+
+from detent.errors import FormatError
+
+__all__ = ["read_text", "write_atomically"]
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write `data` to a temporary file beside `path` and move it into place.
+
+    A full disk, a missing or read-only folder or an interruption leaves an existing file as it was and nothing new.
+
+    Raises:
+        FormatError: the file cannot be written.
+    """
+    temporary: str | None = None
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(temporary).chmod(0o666 & ~umask)  # mkstemp gives 0600; a user expects an ordinary file
+        Path(temporary).replace(path)
+        temporary = None
+    except OSError as error:
+        raise FormatError(
+            f"cannot write the file: {error.strerror or error}",
+            where=str(path),
+            remedy="check that the folder exists, is writable and has room; nothing was left half-written",
+        ) from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                Path(temporary).unlink()
+
+
+def read_text(path: Path) -> str:
+    """Read a UTF-8 text file.
+
+    Raises:
+        FormatError: the file is missing, unreadable or not text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise FormatError(f"cannot read the file: {error.strerror or error}", where=str(path)) from None
+    except UnicodeDecodeError:
+        raise FormatError("the file is not UTF-8 text", where=str(path)) from None

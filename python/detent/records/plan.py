@@ -1,0 +1,232 @@
+"""`QuantPlan`: for every tensor its grid. Model + plan = quantized model.
+
+The plan is JSON that a person can read and edit; it is also the per-layer configuration file. Keys of `activations` are
+value names of the graph, keys of `weights` are layer names. Changing `bits`, `threshold`, `lower` or `upper` is enough:
+steps and zero points follow (see `Grid`). Setting an entry to `"float"` keeps that tensor in float.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+from detent._registry import unknown_name
+from detent.errors import ConfigError, FormatError
+from detent.records.files import read_text, write_atomically
+from detent.records.grid import Grid
+
+__all__ = ["QuantPlan", "TensorPlan"]
+
+_FORMAT: Final = "detent.plan"
+_VERSION: Final = 1
+_FLOAT: Final = "float"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorPlan:
+    """What is decided for one tensor.
+
+    Args:
+        grid: the grid, or None to keep the tensor in float. Must be None if `same_as` is given.
+        same_as: name of the activation whose grid this one shares (inputs of a concatenation, for instance).
+        error: mean quantization error per element in `metric`, estimated when the grid was chosen; None if edited.
+        metric: the error metric the grid was chosen by.
+        bias_bits: width of the bias codes, weights only; None leaves the bias in float.
+    """
+
+    grid: Grid | None
+    same_as: str | None = None
+    error: float | None = None
+    metric: str | None = None
+    bias_bits: int | None = None
+
+    def to_dict(self) -> dict[str, Any] | str:
+        """Plain data; a tensor kept in float is the word `"float"`."""
+        if self.same_as is not None:
+            return {"same_as": self.same_as}
+        if self.grid is None:
+            return _FLOAT
+        data: dict[str, Any] = {"grid": self.grid.to_dict()}
+        for name in ("error", "metric", "bias_bits"):
+            value = getattr(self, name)
+            if value is not None:
+                data[name] = value
+        return data
+
+    @classmethod
+    def from_dict(cls, data: object, where: str) -> TensorPlan:
+        """Rebuild an entry; errors carry `where`, the name of the tensor."""
+        if data == _FLOAT:
+            return cls(grid=None)
+        if not isinstance(data, Mapping):
+            raise ConfigError(f"an entry is an object or the word {_FLOAT!r}, got {data!r}", where=where)
+        known = {"grid", "same_as", "error", "metric", "bias_bits"}
+        for key in data:
+            if key not in known:
+                raise _at(unknown_name("plan key", key, known), where)
+        if "same_as" in data:
+            if len(data) > 1:
+                raise ConfigError("`same_as` stands alone: the grid is that of the named tensor", where=where)
+            return cls(grid=None, same_as=str(data["same_as"]))
+        if not isinstance(data.get("grid"), Mapping):
+            raise ConfigError("an entry needs a `grid` object, `same_as`, or to be 'float'", where=where)
+        try:
+            grid = Grid.from_dict(data["grid"])
+        except ConfigError as error:
+            raise _at(error, where) from None
+        except TypeError as error:
+            raise ConfigError(f"the grid has a value of the wrong type: {error}", where=where) from None
+        error = data.get("error")
+        if error is not None and (isinstance(error, bool) or not isinstance(error, (int, float))):
+            raise ConfigError(f"`error` must be a number, got {error!r}", where=where)
+        bias_bits = data.get("bias_bits")
+        if bias_bits not in (None, 32):
+            raise ConfigError(f"`bias_bits` must be 32 or absent, got {bias_bits!r}", where=where)
+        metric = data.get("metric")
+        return cls(grid=grid, error=error, metric=None if metric is None else str(metric), bias_bits=bias_bits)
+
+
+def _at(error: ConfigError, where: str) -> ConfigError:
+    return ConfigError(error.what, where=where, remedy=error.remedy)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantPlan:
+    """Every decision about one graph, for one target.
+
+    Args:
+        target: the target's name, or the path of a user's target file.
+        graph: fingerprint of the graph the plan belongs to.
+        activations: value name to its entry, in execution order.
+        weights: layer name to its entry, in execution order.
+        config: the options the plan was made with.
+        samples: calibration samples behind the statistics.
+        notes: non-fatal facts a user should know.
+    """
+
+    target: str
+    graph: str
+    activations: Mapping[str, TensorPlan]
+    weights: Mapping[str, TensorPlan]
+    config: Mapping[str, Any] = field(default_factory=dict)
+    samples: int = 0
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, entry in self.activations.items():
+            if entry.same_as is not None:
+                root = self.activations.get(entry.same_as)
+                if root is None:
+                    raise _at(unknown_name("tensor in `same_as`", entry.same_as, self.activations), name)
+                if root.same_as is not None:
+                    raise ConfigError(
+                        f"`same_as` must name a tensor with its own grid, but {entry.same_as!r} refers on to "
+                        f"{root.same_as!r}",
+                        where=name,
+                    )
+        for name, entry in self.weights.items():
+            if entry.same_as is not None:
+                raise ConfigError("`same_as` is for activations", where=name)
+
+    def activation_grid(self, name: str) -> Grid | None:
+        """The grid of an activation, following `same_as`; None if it stays in float."""
+        entry = self.activations[name]
+        return self.activations[entry.same_as].grid if entry.same_as is not None else entry.grid
+
+    def with_activation(self, name: str, grid: Grid | None) -> QuantPlan:
+        """A plan with another grid for one activation."""
+        if name not in self.activations:
+            raise unknown_name("activation", name, self.activations)
+        return replace(self, activations={**self.activations, name: TensorPlan(grid=grid)})
+
+    def with_weight(self, layer: str, grid: Grid | None) -> QuantPlan:
+        """A plan with another grid for one layer's weights."""
+        if layer not in self.weights:
+            raise unknown_name("layer", layer, self.weights)
+        entry = TensorPlan(grid=grid, bias_bits=self.weights[layer].bias_bits)
+        return replace(self, weights={**self.weights, layer: entry})
+
+    def to_json(self) -> str:
+        """The plan as JSON, one tensor a line; the same plan gives the same bytes."""
+        head = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "target": self.target,
+            "graph": self.graph,
+            "samples": self.samples,
+            "config": dict(self.config),
+            "notes": list(self.notes),
+        }
+        lines = [f"  {json.dumps(key)}: {_dumps(value)}," for key, value in head.items()]
+        for name, entries in (("activations", self.activations), ("weights", self.weights)):
+            rows = [f"    {json.dumps(key)}: {_dumps(entry.to_dict())}" for key, entry in entries.items()]
+            body = "{\n" + ",\n".join(rows) + "\n  }" if rows else "{}"
+            lines.append(f"  {json.dumps(name)}: {body}" + ("," if name == "activations" else ""))
+        return "{\n" + "\n".join(lines) + "\n}\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: str = "plan") -> QuantPlan:
+        """Parse a plan, edited or not.
+
+        Raises:
+            FormatError: not JSON, not a plan, or of another version.
+            ConfigError: an entry that makes no sense; the error names it.
+        """
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise FormatError(
+                f"not valid JSON: {error}", where=where, remedy="restore the file, or plan again"
+            ) from None
+        if not isinstance(data, dict) or data.get("format") != _FORMAT:
+            raise FormatError("this is not a detent plan", where=where)
+        if data.get("version") != _VERSION:
+            raise FormatError(
+                f"plan version {data.get('version')!r} is not supported, this library reads version {_VERSION}",
+                where=where,
+                remedy="make the plan again with this version of detent",
+            )
+        known = {"format", "version", "target", "graph", "samples", "config", "notes", "activations", "weights"}
+        for key in data:
+            if key not in known:
+                raise _at(unknown_name("plan key", key, known), where)
+        missing = sorted(known - set(data))
+        if missing:
+            raise FormatError(f"the plan lacks {', '.join(missing)}", where=where, remedy="restore the file")
+        tables = {}
+        for table in ("activations", "weights"):
+            if not isinstance(data[table], dict):
+                raise FormatError(f"`{table}` must be an object", where=where)
+            tables[table] = {name: TensorPlan.from_dict(entry, name) for name, entry in data[table].items()}
+        config, samples, notes = data["config"], data["samples"], data["notes"]
+        if not isinstance(config, dict) or not isinstance(samples, int) or not isinstance(notes, list):
+            raise FormatError("`config`, `samples` or `notes` has the wrong type", where=where)
+        return cls(
+            target=str(data["target"]),
+            graph=str(data["graph"]),
+            samples=samples,
+            config=config,
+            notes=tuple(str(note) for note in notes),
+            activations=tables["activations"],
+            weights=tables["weights"],
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as JSON; the file is complete or not there.
+
+        Raises:
+            FormatError: the file cannot be written.
+        """
+        write_atomically(Path(path), self.to_json().encode())
+
+    @classmethod
+    def load(cls, path: str | Path) -> QuantPlan:
+        """Read a plan; raises as `from_json`."""
+        return cls.from_json(read_text(Path(path)), str(path))
+
+
+def _dumps(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
