@@ -1,0 +1,89 @@
+"""Frozen pydantic models whose mistakes become a `ConfigError` that says which key, and what was probably meant."""
+
+from __future__ import annotations
+
+import json
+import re
+import types
+from collections.abc import Iterable
+from typing import Any, TypeVar, Union, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from detent._registry import unknown_name
+from detent.errors import ConfigError
+
+__all__ = ["FrozenModel", "config_error", "validate"]
+
+
+class FrozenModel(BaseModel):
+    """Base of everything a user writes: immutable, no unknown keys, no silent conversion between types."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
+
+
+Model = TypeVar("Model", bound=FrozenModel)
+
+
+def validate(model: type[Model], data: object, *, where: str) -> Model:
+    """Build `model` from plain JSON data.
+
+    Raises:
+        ConfigError: a wrong or unknown key; names the key and the nearest known one.
+    """
+    try:
+        # JSON has no tuples: its arrays are accepted for them, everything else stays strict.
+        return model.model_validate_json(json.dumps(data))
+    except ValidationError as error:
+        raise config_error(error, model, where=where) from None
+
+
+def config_error(error: ValidationError, model: type[BaseModel], *, where: str | None = None) -> ConfigError:
+    """Translate pydantic's first complaint; the number of further ones is told."""
+    complaints = error.errors(include_url=False)
+    first = complaints[0]
+    location = tuple(part for part in first["loc"] if part != "[key]")
+    key = ".".join(str(part) for part in location)
+    place = ": ".join(part for part in (where, key) if part) or None
+    more = f" (and {len(complaints) - 1} more)" if len(complaints) > 1 else ""
+    context: dict[str, Any] = first.get("ctx", {})
+    cause = context.get("error")
+    if isinstance(cause, ConfigError):
+        return ConfigError(cause.what + more, where=place, remedy=cause.remedy)
+    if first["type"] == "extra_forbidden":
+        owner = _model_at(model, location[:-1])
+        unknown = unknown_name("key", location[-1], owner.model_fields if owner else ())
+        owner_place = ": ".join(part for part in (where, ".".join(map(str, location[:-1]))) if part)
+        return ConfigError(unknown.what + more, where=owner_place or None, remedy=unknown.remedy)
+    if first["type"] == "literal_error":
+        known = re.findall(r"'([^']*)'", str(context.get("expected", "")))
+        if known:
+            unknown = unknown_name("value", first["input"], known)
+            return ConfigError(unknown.what + more, where=place, remedy=unknown.remedy)
+    if first["type"] == "missing":
+        return ConfigError(f"key {key!r} is missing{more}", where=where)
+    return ConfigError(f"{first['msg']}, got {first['input']!r}{more}", where=place)
+
+
+def _model_at(model: type[BaseModel], location: Iterable[int | str]) -> type[BaseModel] | None:
+    """The model that owns the keys at `location`, found by walking the annotations."""
+    current: Any = model
+    for part in location:
+        if isinstance(current, type) and issubclass(current, BaseModel):
+            field = current.model_fields.get(str(part))
+            if field is None:
+                return None
+            current = _strip_optional(field.annotation)
+        else:
+            arguments = get_args(current)  # dict[str, X] or tuple[X, ...]
+            if not arguments:
+                return None
+            current = _strip_optional(arguments[1] if get_origin(current) is dict else arguments[0])
+    return current if isinstance(current, type) and issubclass(current, BaseModel) else None
+
+
+def _strip_optional(annotation: Any) -> Any:
+    if get_origin(annotation) in (Union, types.UnionType):
+        rest = [argument for argument in get_args(annotation) if argument is not type(None)]
+        return rest[0] if len(rest) == 1 else annotation
+    return annotation

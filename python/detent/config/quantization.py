@@ -1,0 +1,79 @@
+"""`QuantizationConfig`: how thresholds and bit widths are chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from detent._validation import FrozenModel, config_error
+from detent.errors import ConfigError
+
+__all__ = ["ActivationMetric", "QuantizationConfig", "WeightsMetric"]
+
+ActivationMetric = Literal["noclipping", "mse", "mae", "lp", "kl"]
+WeightsMetric = Literal["noclipping", "mse", "mae", "lp", "kl"]
+
+
+class QuantizationConfig(FrozenModel):
+    """Options of `detent.plan` and `detent.quantize`; keyword only, immutable.
+
+    Attributes:
+        activation_metric: error that activation thresholds minimize.
+        weights_metric: error that weight thresholds minimize.
+        p: exponent of the `"lp"` metric, sum of |Q(x) - x|^p.
+        z_threshold: activation values further than this many standard deviations from their mean are left out of the
+            search; infinity keeps all.
+        min_threshold: least clipping limit a search may choose, in units of the tensor.
+        weights_bits: code width of all kernels; None takes the target's first.
+        activation_bits: code width of all activations; None takes the target's first.
+        weight_search: `"exact"` finds the global optimum over all thresholds (mean squared error on symmetric grids,
+            every other case searches a dense grid anyway); `"grid"` always searches the dense grid, which is faster.
+
+    Raises:
+        ConfigError: an unknown option (with a suggestion) or a value out of range.
+    """
+
+    activation_metric: ActivationMetric = "mse"
+    weights_metric: WeightsMetric = "mse"
+    p: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0
+    z_threshold: Annotated[float, Field(gt=0)] = float("inf")
+    min_threshold: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0**-16
+    weights_bits: Annotated[int, Field(ge=2, le=16)] | None = None
+    activation_bits: Annotated[int, Field(ge=1, le=16)] | None = None
+    weight_search: Literal["exact", "grid"] = "exact"
+
+    def __init__(self, **options: Any) -> None:
+        try:
+            super().__init__(**options)
+        except ValidationError as error:
+            raise config_error(error, type(self)) from None
+
+    @classmethod
+    def resolve(
+        cls, config: QuantizationConfig | Mapping[str, Any] | None, options: Mapping[str, Any]
+    ) -> QuantizationConfig:
+        """The configuration given as an object, as a mapping, as single options, or as a mix: options win.
+
+        Raises:
+            ConfigError: as the constructor, or `config` is neither.
+        """
+        if config is None:
+            return cls(**options)
+        if isinstance(config, cls):
+            return cls(**{**config.differences(), **options})
+        if isinstance(config, Mapping):
+            return cls(**{**config, **options})
+        raise ConfigError(f"`config` must be a QuantizationConfig or a mapping, got {type(config).__name__}")
+
+    def differences(self) -> dict[str, Any]:
+        """The options that differ from their defaults, as plain data; `QuantizationConfig(**differences)` restores."""
+        fields = type(self).model_fields
+        return {name: value for name, value in self if value != fields[name].default}
+
+    def __repr_args__(self) -> list[tuple[str | None, Any]]:
+        return list(self.differences().items())
+
+    def __str__(self) -> str:
+        return repr(self)

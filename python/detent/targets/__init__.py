@@ -1,0 +1,20 @@
+"""Hardware as data: what a chip or runtime can compute, in JSON files checked by a schema."""
+
+from __future__ import annotations
+
+from detent.targets.load import load_target, target_names
+from detent.targets.op_names import ACTIVATION_NAMES, KIND_NAMES, OP_NAMES
+from detent.targets.schema import ActivationRule, FixedGrid, OpRule, Target, WeightRule
+
+__all__ = [
+    "ACTIVATION_NAMES",
+    "KIND_NAMES",
+    "OP_NAMES",
+    "ActivationRule",
+    "FixedGrid",
+    "OpRule",
+    "Target",
+    "WeightRule",
+    "load_target",
+    "target_names",
+]

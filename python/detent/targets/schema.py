@@ -1,0 +1,282 @@
+"""`Target`: everything detent needs to know about a chip or runtime.
+
+A file states only what differs: entries of `ops` are laid over `defaults`, and over the file named by `extends`. The
+loaded `Target` is complete, so `target.rule("conv")` needs no further look-up.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from detent._registry import unknown_name
+from detent._validation import FrozenModel
+from detent.errors import ConfigError
+from detent.targets.op_names import ACTIVATION_NAMES, OP_NAMES
+
+__all__ = ["ActivationRule", "FixedGrid", "OpRule", "Target", "WeightRule"]
+
+GridKindName = Literal["power_of_two", "symmetric", "uniform"]
+Bits = Annotated[int, Field(ge=1, le=16)]
+
+
+class _WidthRule(FrozenModel):
+    """A kind of grid and the code widths it comes in.
+
+    Attributes:
+        kind: rule of the grid.
+        bits: code widths the target computes with; the first is used unless another is asked for.
+    """
+
+    kind: GridKindName
+    bits: Annotated[tuple[Bits, ...], Field(min_length=1)]
+
+    @field_validator("bits")
+    @classmethod
+    def _distinct(cls, bits: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(bits)) != len(bits):
+            raise ConfigError(f"a bit width is listed twice: {list(bits)}")
+        return bits
+
+    def choose_bits(self, requested: int | None, *, what: str, target: str) -> int:
+        """The width to use: the target's first, or the requested one.
+
+        Args:
+            requested: bits asked for by the user, or None.
+            what: "weights" or "activations", for the error.
+            target: the target's name, for the error.
+
+        Raises:
+            ConfigError: the target has no such width.
+        """
+        if requested is None:
+            return self.bits[0]
+        if requested not in self.bits:
+            known = ", ".join(str(width) for width in sorted(self.bits))
+            raise ConfigError(
+                f"target {target!r} has no {requested}-bit {what}",
+                remedy=f"choose among {known}, or write a target file that extends it",
+            )
+        return requested
+
+
+class WeightRule(_WidthRule):
+    """How a kernel is quantized. Codes are always signed.
+
+    Attributes:
+        per_channel: one threshold for each output channel, else one for the tensor.
+        narrow_range: the lowest code is not used (int8: -127..127).
+    """
+
+    per_channel: bool = True
+    narrow_range: bool = False
+
+    @model_validator(mode="after")
+    def _consistent(self) -> WeightRule:
+        if min(self.bits) < 2:
+            raise ConfigError(f"weights are signed and need at least 2 bits, got {min(self.bits)}")
+        if self.narrow_range and self.kind == "uniform":
+            raise ConfigError("`narrow_range` is for symmetric and power-of-two weights")
+        return self
+
+
+class ActivationRule(_WidthRule):
+    """How a computed value is quantized: always one grid for the whole tensor.
+
+    Attributes:
+        signed: whether codes are signed; None decides by the data (a value never below zero gets unsigned codes).
+    """
+
+    signed: bool | None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ActivationRule:
+        if self.kind == "uniform" and self.signed is None:
+            raise ConfigError(
+                "`signed` must be true or false for uniform activations",
+                remedy="a uniform grid fits any range either way; the flag says which integer type holds the codes",
+            )
+        if self.signed is not False and self.kind != "uniform" and min(self.bits) < 2:
+            raise ConfigError("signed activations need at least 2 bits")
+        return self
+
+
+class FixedGrid(FrozenModel):
+    """A grid the target prescribes: value = (code - zero_point) * scale.
+
+    Attributes:
+        bits: the code width it is prescribed for.
+        signed: whether codes are signed.
+        scale: step.
+        zero_point: code of real zero.
+    """
+
+    bits: Bits
+    signed: bool
+    scale: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    zero_point: int
+
+    @model_validator(mode="after")
+    def _consistent(self) -> FixedGrid:
+        if not self.qmin <= self.zero_point <= self.qmax:
+            raise ConfigError(f"zero point {self.zero_point} is not a code: codes are {self.qmin}..{self.qmax}")
+        return self
+
+    @property
+    def qmin(self) -> int:
+        """Lowest code."""
+        return -(1 << (self.bits - 1)) if self.signed else 0
+
+    @property
+    def qmax(self) -> int:
+        """Highest code."""
+        return (1 << (self.bits - self.signed)) - 1
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """Real values of the lowest and the highest code."""
+        return (self.qmin - self.zero_point) * self.scale, (self.qmax - self.zero_point) * self.scale
+
+
+class OpRule(FrozenModel):
+    """How one operation is computed.
+
+    Attributes:
+        weights: rule of the kernel; None leaves it in float.
+        bias_bits: width of bias codes, at step (input step) x (weight step); None leaves the bias in float.
+        activations: rule of the output's grid; also of the inputs' grids where `quantize_inputs` asks for one that the
+            producing operation does not give.
+        quantize_inputs: the operation reads quantized values only, so each computed input gets a grid.
+        output_grid: `"own"`: the output is quantized to a grid of its own; `"input"`: it keeps the grid of its input;
+            `"none"`: it gets a grid only where an operation with `quantize_inputs` reads it.
+        inputs_share_output_grid: all inputs take the grid of the output (concatenation without requantizing).
+        fixed_outputs: grids the target prescribes for the output, at most one for each width.
+        source: where the fact is published.
+    """
+
+    weights: WeightRule | None
+    bias_bits: Literal[32] | None
+    activations: ActivationRule
+    quantize_inputs: bool = True
+    output_grid: Literal["own", "input", "none"] = "own"
+    inputs_share_output_grid: bool = False
+    fixed_outputs: tuple[FixedGrid, ...] = ()
+    source: str | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> OpRule:
+        if self.output_grid != "own" and (self.fixed_outputs or self.inputs_share_output_grid):
+            raise ConfigError("`fixed_outputs` and `inputs_share_output_grid` need `output_grid` to be 'own'")
+        widths = [grid.bits for grid in self.fixed_outputs]
+        if len(set(widths)) != len(widths):
+            raise ConfigError("`fixed_outputs` has two grids for one width")
+        return self
+
+    def fixed_output(self, bits: int) -> FixedGrid | None:
+        """The grid prescribed for outputs of that width, if any."""
+        return next((grid for grid in self.fixed_outputs if grid.bits == bits), None)
+
+
+class Target(FrozenModel):
+    """A chip or a runtime.
+
+    Attributes:
+        schema_version: version of this format.
+        name: how users call it.
+        version: version of the facts.
+        description: one or two sentences.
+        sources: where the facts are published.
+        defaults: the rule of operations that `ops` does not name.
+        ops: rules by kind of operation or by activation function; complete, see `rule`.
+        fusing: chains of operations computed as one, with no quantizer inside; longest match wins.
+        quantize_model_inputs: model inputs are quantized even if only float operations read them.
+        quantize_model_outputs: model outputs are quantized even if nothing reads them.
+        channel_multiples: code width to the number that channel counts are padded to in memory (SIMD width).
+    """
+
+    schema_version: Literal[1]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    version: str
+    description: str
+    sources: tuple[str, ...]
+    defaults: OpRule
+    ops: dict[str, OpRule] = Field(default_factory=dict)
+    fusing: tuple[tuple[str, ...], ...] = ()
+    quantize_model_inputs: bool = True
+    quantize_model_outputs: bool = True
+    channel_multiples: dict[int, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+
+    @field_validator("ops")
+    @classmethod
+    def _known_ops(cls, ops: dict[str, OpRule]) -> dict[str, OpRule]:
+        for name in ops:
+            _check_op_name(name)
+        return ops
+
+    @field_validator("fusing", mode="before")
+    @classmethod
+    def _expanded(cls, patterns: Any) -> Any:
+        # A step may list alternatives: [["conv", "linear"], "relu"] stands for two patterns.
+        if not isinstance(patterns, list) or not all(isinstance(pattern, list) for pattern in patterns):
+            raise ConfigError("`fusing` is a list of patterns, each a list of operations")
+        expanded: list[tuple[str, ...]] = []
+        for pattern in patterns:
+            steps = [step if isinstance(step, list) else [step] for step in pattern]
+            expanded += [chain for chain in itertools.product(*steps) if chain not in expanded]
+        for chain in expanded:
+            if len(chain) < 2:
+                raise ConfigError("a fusing pattern has at least two operations", remedy=f"got {list(chain)}")
+            for name in chain:
+                _check_op_name(name)
+        return tuple(expanded)
+
+    def rule(self, kind: str, activation: str | None = None) -> OpRule:
+        """The rule of an operation.
+
+        Args:
+            kind: kind of operation, `"conv"` for instance.
+            activation: which function, for kind `"activation"`; falls back to the rule of the kind.
+        """
+        for name in (activation, kind):
+            if name is not None and name in self.ops:
+                return self.ops[name]
+        return self.defaults
+
+    @property
+    def weights_bits(self) -> tuple[int, ...]:
+        """Widths that kernels come in anywhere on this target, in order of preference."""
+        rules = [rule.weights for rule in (self.defaults, *self.ops.values())]
+        return tuple(dict.fromkeys(width for rule in rules if rule is not None for width in rule.bits))
+
+    @property
+    def activation_bits(self) -> tuple[int, ...]:
+        """Widths that computed values come in anywhere on this target, in order of preference."""
+        rules = [rule.activations for rule in (self.defaults, *self.ops.values())]
+        return tuple(dict.fromkeys(width for rule in rules for width in rule.bits))
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.version}: {self.description}"
+
+
+def _check_op_name(name: object) -> None:
+    if name not in OP_NAMES:
+        raise unknown_name("operation", name, OP_NAMES)
+
+
+def merge_rules(data: dict[str, Any]) -> dict[str, Any]:
+    """Lay each entry of `ops` over `defaults` (an activation function also over `ops.activation`)."""
+    defaults, ops = data.get("defaults"), data.get("ops")
+    if not isinstance(defaults, dict) or not isinstance(ops, dict):
+        return data  # the schema says what is wrong
+    general = overlay(defaults, ops.get("activation", {}))
+    complete = {name: overlay(general if name in ACTIVATION_NAMES else defaults, entry) for name, entry in ops.items()}
+    return {**data, "ops": complete}
+
+
+def overlay(base: Any, over: Any) -> Any:
+    """`over` laid over `base`: objects key by key, anything else replaces."""
+    if not isinstance(base, dict) or not isinstance(over, dict):
+        return over
+    return {**base, **{key: overlay(base.get(key), value) for key, value in over.items()}}
