@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from detent.targets.load import load_target, target_names
-from detent.targets.op_names import ACTIVATION_NAMES, KIND_NAMES, OP_NAMES
+from detent.targets.op_names import KINDS, OP_NAMES
 from detent.targets.schema import ActivationRule, FixedGrid, OpRule, Target, WeightRule
 
 __all__ = [
-    "ACTIVATION_NAMES",
-    "KIND_NAMES",
+    "KINDS",
     "OP_NAMES",
     "ActivationRule",
     "FixedGrid",

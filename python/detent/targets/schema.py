@@ -14,7 +14,7 @@ from pydantic import Field, field_validator, model_validator
 from detent._registry import unknown_name
 from detent._validation import FrozenModel
 from detent.errors import ConfigError
-from detent.targets.op_names import ACTIVATION_NAMES, OP_NAMES
+from detent.targets.op_names import OP_NAMES, kind_of
 
 __all__ = ["ActivationRule", "FixedGrid", "OpRule", "Target", "WeightRule"]
 
@@ -189,7 +189,7 @@ class Target(FrozenModel):
         description: one or two sentences.
         sources: where the facts are published.
         defaults: the rule of operations that `ops` does not name.
-        ops: rules by kind of operation or by activation function; complete, see `rule`.
+        ops: rules by kind of operation or name of a single one; complete, see `rule`.
         fusing: chains of operations computed as one, with no quantizer inside; longest match wins.
         quantize_model_inputs: model inputs are quantized even if only float operations read them.
         quantize_model_outputs: model outputs are quantized even if nothing reads them.
@@ -232,16 +232,16 @@ class Target(FrozenModel):
                 _check_op_name(name)
         return tuple(expanded)
 
-    def rule(self, kind: str, activation: str | None = None) -> OpRule:
+    def rule(self, kind: str, name: str | None = None) -> OpRule:
         """The rule of an operation.
 
         Args:
-            kind: kind of operation, `"conv"` for instance.
-            activation: which function, for kind `"activation"`; falls back to the rule of the kind.
+            kind: kind of operation, `"activation"` for instance.
+            name: the single operation, `"tanh"` for instance; falls back to the rule of the kind.
         """
-        for name in (activation, kind):
-            if name is not None and name in self.ops:
-                return self.ops[name]
+        for word in (name, kind):
+            if word is not None and word in self.ops:
+                return self.ops[word]
         return self.defaults
 
     @property
@@ -266,12 +266,15 @@ def _check_op_name(name: object) -> None:
 
 
 def merge_rules(data: dict[str, Any]) -> dict[str, Any]:
-    """Lay each entry of `ops` over `defaults` (an activation function also over `ops.activation`)."""
+    """Lay each entry of `ops` over `defaults`; a single operation also over the entry of its kind."""
     defaults, ops = data.get("defaults"), data.get("ops")
     if not isinstance(defaults, dict) or not isinstance(ops, dict):
         return data  # the schema says what is wrong
-    general = overlay(defaults, ops.get("activation", {}))
-    complete = {name: overlay(general if name in ACTIVATION_NAMES else defaults, entry) for name, entry in ops.items()}
+    complete = {}
+    for name, entry in ops.items():
+        kind = kind_of(name)
+        under = overlay(defaults, ops[kind]) if kind in ops else defaults
+        complete[name] = overlay(under, entry)
     return {**data, "ops": complete}
 
 
