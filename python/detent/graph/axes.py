@@ -1,0 +1,170 @@
+"""Which axis of a value holds the samples of the batch, and which one its channels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from detent.graph.roles import OpRole, argument, argument_names, first_argument, op_name, role_of
+from detent.graph.shapes import concrete_shape, is_tensor, value_of
+
+__all__ = ["BatchLayout", "channel_axes", "symbolic_layouts"]
+
+
+@dataclass(frozen=True)
+class BatchLayout:
+    """Where the samples of a batch lie in a value.
+
+    Args:
+        axis: the axis that grows with the batch.
+        rows: entries along that axis per sample; more than one where heads or windows were merged into the batch.
+        ordered: the first `k * rows` entries along the axis belong to the first k samples, so that padding samples at
+            the end of a batch can be cut off. None if that is not known from the shape alone.
+    """
+
+    axis: int
+    rows: int
+    ordered: bool | None
+
+
+def symbolic_layouts(graph: fx.Graph, symbol: str) -> dict[fx.Node, BatchLayout]:
+    """The layout of every tensor whose shape grows with the batch symbol, read off its symbolic shape."""
+    layouts = {}
+    for node in graph.nodes:
+        if not is_tensor(node) or node.op == "get_attr":
+            continue
+        for axis, size in enumerate(value_of(node).shape):
+            if isinstance(size, torch.SymInt) and symbol in {str(s) for s in size.node.expr.free_symbols}:
+                rows = _rows_per_sample(size, symbol)
+                layouts[node] = BatchLayout(axis, rows, True if rows == 1 else None)
+                break
+    return layouts
+
+
+def _rows_per_sample(size: torch.SymInt, symbol: str) -> int:
+    expression = size.node.expr
+    (batch,) = (s for s in expression.free_symbols if str(s) == symbol)
+    # An axis like batch + 1 has no whole number of rows per sample; zero says so.
+    rows = expression.coeff(batch, 1)
+    return int(rows) if rows.is_Integer and expression.coeff(batch, 0) == 0 else 0
+
+
+def channel_axes(graph: fx.Graph, batch: dict[fx.Node, int]) -> dict[fx.Node, int | None]:
+    """The channel axis of every tensor, non-negative; None where there is none or it was mixed with another axis.
+
+    Args:
+        graph: the graph, in order of execution.
+        batch: batch axis of each value that has one; a channel axis never coincides with it.
+    """
+    axes: dict[fx.Node, int | None] = {}
+    for node in graph.nodes:
+        if not is_tensor(node):
+            continue
+        rank = len(value_of(node).shape)
+        role = role_of(node)
+        axis: int | None
+        if node.op == "placeholder":
+            axis = 1 if rank > 1 else None
+        elif role is None:
+            axis = None
+        else:
+            axis = _channel_axis(node, role, rank, axes)
+        axes[node] = None if axis is None or axis >= rank or axis == batch.get(node) else axis
+    return axes
+
+
+def _channel_axis(node: fx.Node, role: OpRole, rank: int, axes: dict[fx.Node, int | None]) -> int | None:
+    rule = role.channel_axis
+    if rule is None or rank == 0:
+        return None
+    if isinstance(rule, int):
+        return rule % rank if -rank <= rule < rank else None
+    if rule == "spatial":
+        # Kernels have two axes besides the spatial ones: this also holds for a conv called without a batch axis.
+        return rank - len(concrete_shape(argument(node, "weight"))) + 1
+    source = _first_tensor(first_argument(node))
+    axis = None if source is None else axes.get(source)
+    if source is None or axis is None:
+        return None
+    before = concrete_shape(source)
+    if rule == "reduced":
+        return _after_reduction(node, axis, len(before))
+    if rule == "moved":
+        return _after_move(node, axis, before)
+    if rank == len(before):
+        return axis
+    # Broadcasting adds axes in front.
+    return axis + rank - len(before) if rank > len(before) else None
+
+
+def _first_tensor(value: Any) -> fx.Node | None:
+    members = value if isinstance(value, tuple | list) else (value,)
+    return next((m for m in members if isinstance(m, fx.Node) and is_tensor(m)), None)
+
+
+def _after_reduction(node: fx.Node, axis: int, rank: int) -> int | None:
+    try:
+        dims = argument(node, "dim")
+        keep = bool(argument(node, "keepdim"))
+    except KeyError:
+        return None
+    reduced = {d % rank for d in ([dims] if isinstance(dims, int) else dims or range(rank))}
+    if axis in reduced:
+        return None
+    return axis if keep else axis - sum(d < axis for d in reduced)
+
+
+def _after_move(node: fx.Node, axis: int, before: tuple[int, ...]) -> int | None:
+    name, rank = op_name(node), len(before)
+    after = concrete_shape(node)
+    if name == "permute":
+        order = [int(d) % rank for d in argument(node, "dims")]
+        return order.index(axis)
+    if name in ("transpose", "swapaxes", "swapdims", "t", "mT", "adjoint", "numpy_T"):
+        return _after_transpose(node, name, axis, rank)
+    if name == "unsqueeze":
+        position = int(argument(node, "dim")) % (rank + 1)
+        return axis + (position <= axis)
+    if name in ("select", "squeeze"):
+        dims = argument(node, "dim") if "dim" in argument_names(node) else None
+        gone = _squeezed(name, dims, before)
+        return None if axis in gone else axis - sum(d < axis for d in gone)
+    if name in ("movedim", "moveaxis", "unfold", "im2col", "rot90", "diagonal"):
+        return None
+    if len(after) == rank:
+        # Slices, chunks, flips and the like keep axes in place; a reshape keeps this one if the sizes around it agree.
+        same = name not in (
+            "reshape",
+            "view",
+            "_unsafe_view",
+            "flatten",
+            "unflatten",
+            "pixel_shuffle",
+            "pixel_unshuffle",
+        )
+        return axis if same or after[: axis + 1] == before[: axis + 1] else None
+    if after[: axis + 1] == before[: axis + 1]:
+        return axis
+    # flatten([N, C, 1, 1]) still has one column per channel.
+    return axis if after == before[: len(after)] and set(before[len(after) :]) <= {1} else None
+
+
+def _after_transpose(node: fx.Node, name: str, axis: int, rank: int) -> int:
+    if name == "numpy_T":
+        return rank - 1 - axis
+    if name in ("t", "mT", "adjoint"):
+        first, second = rank - 2, rank - 1
+    else:
+        first, second = (d % rank for d in node.args[1:3] if isinstance(d, int))
+    return {first: second, second: first}.get(axis, axis)
+
+
+def _squeezed(name: str, dims: Any, before: tuple[int, ...]) -> set[int]:
+    rank = len(before)
+    if dims is None:
+        return {d for d, size in enumerate(before) if size == 1}
+    chosen = {d % rank for d in ([dims] if isinstance(dims, int) else dims)}
+    return chosen if name == "select" else {d for d in chosen if before[d] == 1}
