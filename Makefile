@@ -1,0 +1,52 @@
+# Everything on a fresh machine with Python >= 3.10 and a C++20 compiler; the second run only does what changed.
+#   make demo    quantize the built-in network for two targets
+#   make test    the whole test suite
+#   make lint    formatters, linters, types, floors
+#   make bench   the kernel benchmarks, results as JSON
+PYTHON ?= python3
+VENV ?= .venv
+DETENT_WERROR ?= OFF
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+BUILD_TOOLS := "scikit-build-core>=0.10" "pybind11>=2.13" "cmake>=3.25" "ninja>=1.11"
+SOURCES := $(shell find csrc cmake python -type f \
+	-not -path '*/__pycache__/*' -not -name '*.so' -not -name '*.py[cod]') CMakeLists.txt LICENSE README.md
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/.installed
+	$(BIN)/detent demo
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/kernels.py
+
+lint: $(VENV)/.dependencies
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp')
+	$(BIN)/mypy
+	PYTHONPATH=python $(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) build out
+
+# Dependencies: only when their list changes. The package's metadata lists them, so it is built here once, too.
+$(VENV)/.dependencies: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 10) else \
+	  "detent needs Python 3.10 or newer, %s is %d.%d: run make PYTHON=python3.11" % (sys.executable, v[0], v[1]))'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt $(BUILD_TOOLS)
+	PATH="$(abspath $(BIN)):$$PATH" $(PIP) install -c constraints.txt --no-build-isolation \
+	  -C cmake.define.DETENT_WERROR=$(DETENT_WERROR) '.[dev]'
+	touch $@
+
+# The package: whenever a source changes. The build folder is kept, so only changed files are compiled.
+$(VENV)/.installed: $(VENV)/.dependencies $(SOURCES)
+	PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --no-build-isolation --no-deps \
+	  -C cmake.define.DETENT_WERROR=$(DETENT_WERROR) .
+	touch $@

@@ -1,0 +1,7 @@
+"""`python -m detent.cli`."""
+
+from __future__ import annotations
+
+from detent.cli import main
+
+main()

@@ -1,0 +1,43 @@
+"""`detent quantize`: a model and calibration data in; plan, statistics and ONNX file out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from detent.cli.options import Debug
+
+__all__ = ["quantize"]
+
+
+def quantize(
+    model: Annotated[str, typer.Argument(help="A .pt2 file, or package.module:factory.", metavar="MODEL")],
+    data: Annotated[Path, typer.Option(help="Calibration inputs: an .npz file, samples along the first axis.")],
+    out: Annotated[Path, typer.Option(help="Folder for plan.json, statistics.safetensors and model.onnx.")],
+    target: Annotated[str, typer.Option(help="A name that `detent targets` lists, or a .json file.")] = "default",
+    activation_metric: Annotated[str | None, typer.Option(help="Error that activation thresholds minimize.")] = None,
+    weights_metric: Annotated[str | None, typer.Option(help="Error that weight thresholds minimize.")] = None,
+    z_threshold: Annotated[float | None, typer.Option(help="Ignore values this many deviations out.")] = None,
+    weights_bits: Annotated[int | None, typer.Option(help="Code width of all kernels.")] = None,
+    activation_bits: Annotated[int | None, typer.Option(help="Code width of all activations.")] = None,
+    weight_search: Annotated[str | None, typer.Option(help="exact or grid.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted calibration in OUT.")] = False,
+    onnx: Annotated[bool, typer.Option(help="Write model.onnx.")] = True,
+    debug: Debug = False,
+) -> None:
+    """Quantize MODEL with calibration data for a target, and write it as ONNX."""
+    from detent.cli.models import find_model
+    from detent.cli.steps import quantize_to_folder
+
+    given = {
+        "activation_metric": activation_metric,
+        "weights_metric": weights_metric,
+        "z_threshold": z_threshold,
+        "weights_bits": weights_bits,
+        "activation_bits": activation_bits,
+        "weight_search": weight_search,
+    }
+    options = {name: value for name, value in given.items() if value is not None}
+    quantize_to_folder(find_model(model), data, out, target=target, options=options, resume=resume, onnx=onnx)

@@ -1,0 +1,99 @@
+"""What `detent quantize` does, step by step, through the front door."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+import detent
+from detent.config import QuantizationConfig
+from detent.errors import ConfigError, FormatError
+from detent.targets import load_target
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["quantize_to_folder"]
+
+
+def quantize_to_folder(
+    model: nn.Module | Path,
+    data: Path,
+    out: Path,
+    *,
+    target: str,
+    options: Mapping[str, Any],
+    resume: bool,
+    onnx: bool,
+) -> None:
+    """Quantize and write `plan.json`, `statistics.safetensors` and `model.onnx` into the folder `out`.
+
+    Raises:
+        DetentError: whatever is wrong with the model, the data, the options or the folder.
+    """
+    console = Console(highlight=False)
+    # Cheap mistakes first: a wrong option should not cost a calibration.
+    load_target(target)
+    config = QuantizationConfig(**options)
+    _make_folder(out)
+    with _step(console, "capture"):
+        graph = detent.capture(model, first_batch(data))
+    partial = out / "calibration.partial" if resume else None
+    with _step(console, "calibrate"):
+        statistics = detent.calibrate(graph, data, progress=console.is_terminal, resume=partial)
+        statistics.save(out / "statistics.safetensors")
+    with _step(console, "plan"):
+        plan = detent.plan(graph, statistics, target=target, config=config)
+        plan.save(out / "plan.json")
+        quantized = detent.apply(graph, plan)
+    console.print(quantized.summary(), markup=False)
+    written = ["plan.json", "statistics.safetensors"]
+    if onnx:
+        with _step(console, "export"):
+            detent.export(quantized, out / "model.onnx")
+        written.append("model.onnx")
+    if partial is not None:
+        partial.unlink(missing_ok=True)
+    console.print(f"written to {out}: {', '.join(written)}", markup=False, soft_wrap=True)
+
+
+def first_batch(data: Path) -> Any:
+    """Two samples of an `.npz` file, in the form the model takes them, to trace the model with.
+
+    Raises:
+        FormatError: not an `.npz` file.
+        ConfigError: the file holds no samples.
+    """
+    import numpy as np
+    import torch
+
+    try:
+        with np.load(data, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise FormatError(
+            f"cannot read the calibration data: {error}", where=str(data), remedy="save it with numpy.savez"
+        ) from None
+    if not arrays or any(array.ndim == 0 or len(array) == 0 for array in arrays.values()):
+        raise ConfigError("the calibration data holds no samples", where=str(data))
+    tensors = {name: torch.from_numpy(array[:2]) for name, array in arrays.items()}
+    return tensors if len(tensors) > 1 else next(iter(tensors.values()))
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FormatError(f"cannot create the output folder: {error.strerror}", where=str(out)) from None
+
+
+@contextmanager
+def _step(console: Console, name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    console.print(f"{name:>9} {time.perf_counter() - start:6.2f} s")

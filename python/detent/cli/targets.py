@@ -1,0 +1,99 @@
+"""`detent targets`: the known targets, or the facts of one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from detent.cli.options import Debug
+
+if TYPE_CHECKING:
+    from detent.targets import OpRule, Target
+
+__all__ = ["targets"]
+
+
+def targets(
+    name: Annotated[str | None, typer.Argument(help="Show this target: a name or a .json file.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print NAME complete, as a file to start from.")] = False,
+    debug: Debug = False,
+) -> None:
+    """List the targets, or show one."""
+    from detent.targets import load_target, target_names
+
+    console = Console(highlight=False)
+    if name is None:
+        if json:
+            raise typer.BadParameter("--json needs the name of a target")
+        table = Table("target", "weights", "activations", "bias", box=None, pad_edge=False)
+        for known in target_names():
+            rule = load_target(known).rule("conv")
+            table.add_row(known, _weights(rule), _activations(rule), _bias(rule))
+        console.print(table)
+        console.print("Widths in bits, the first is the default. `detent targets NAME` shows one with its sources.")
+    elif json:
+        typer.echo(load_target(name).model_dump_json(indent=2))
+    else:
+        _show(console, load_target(name))
+
+
+def _show(console: Console, target: Target) -> None:
+    console.print(str(target), markup=False)
+    console.print(f"activations: {_activations(target.defaults)}; bias: {_bias(target.defaults)}")
+    table = Table("operation", "weights", "inputs", "output", box=None, pad_edge=False)
+    for name, rule in {**target.ops, "all others": target.defaults}.items():
+        inputs = "quantized" if rule.quantize_inputs else "as they come"
+        table.add_row(name, _weights(rule), inputs, _output(rule, target.defaults))
+    console.print(table)
+    for heads, tails in _grouped(target.fusing).items():
+        console.print(f"fused: {' | '.join(heads)}, then {' | '.join(tails)}", markup=False)
+    for bits, multiple in target.channel_multiples.items():
+        console.print(f"channels at {bits} bits are padded to multiples of {multiple}")
+    for source in target.sources:
+        console.print(f"source: {source}", markup=False, soft_wrap=True)
+
+
+def _grouped(fusing: tuple[tuple[str, ...], ...]) -> dict[tuple[str, ...], tuple[str, ...]]:
+    """Patterns that end alike together: beginnings to endings."""
+    endings: dict[str, tuple[str, ...]] = {}
+    for pattern in fusing:
+        begin = " + ".join(pattern[:-1])
+        endings[begin] = (*endings.get(begin, ()), pattern[-1])
+    grouped: dict[tuple[str, ...], tuple[str, ...]] = {}
+    for tails in dict.fromkeys(endings.values()):
+        grouped[tuple(begin for begin, ends in endings.items() if ends == tails)] = tails
+    return grouped
+
+
+def _weights(rule: OpRule) -> str:
+    weights = rule.weights
+    if weights is None:
+        return "float"
+    scope = "per channel" if weights.per_channel else "per tensor"
+    return f"{weights.kind} {_widths(weights.bits)} {scope}"
+
+
+def _activations(rule: OpRule) -> str:
+    sign = {True: "signed", False: "unsigned", None: "sign from data"}[rule.activations.signed]
+    return f"{rule.activations.kind} {_widths(rule.activations.bits)} {sign}"
+
+
+def _bias(rule: OpRule) -> str:
+    return "float" if rule.bias_bits is None else f"int{rule.bias_bits}"
+
+
+def _output(rule: OpRule, usual: OpRule) -> str:
+    if rule.fixed_outputs:
+        return ", ".join(f"step 1/{1 / grid.scale:g}, zero point {grid.zero_point}" for grid in rule.fixed_outputs)
+    if rule.activations != usual.activations:
+        return _activations(rule)
+    if rule.inputs_share_output_grid:
+        return "own grid, inputs take it"
+    return {"own": "own grid", "input": "grid of the input", "none": "where a reader needs it"}[rule.output_grid]
+
+
+def _widths(bits: tuple[int, ...]) -> str:
+    return "/".join(str(width) for width in bits)

@@ -1,0 +1,1 @@
+"""The built-in demonstration: a network on real handwritten digits, quantized for two targets."""
