@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from detent.graph.axes import BatchLayout
 from detent.graph.capture import capture
-from detent.graph.graph import BatchSpec, Graph, GraphNode, InputSpec
+from detent.graph.graph import Graph, GraphNode
+from detent.graph.layouts import BatchLayout
 from detent.graph.patterns import fused_groups
 from detent.graph.roles import OpRole, register
+from detent.graph.signature import BatchSpec, InputSpec
 
 __all__ = [
     "BatchLayout",

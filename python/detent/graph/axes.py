@@ -1,58 +1,19 @@
-"""Which axis of a value holds the samples of the batch, and which one its channels."""
+"""Which axis of a value holds its channels."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import fx
 
 from detent.graph.roles import OpRole, argument, argument_names, first_argument, op_name, role_of
 from detent.graph.shapes import concrete_shape, is_tensor, value_of
 
-__all__ = ["BatchLayout", "channel_axes", "symbolic_layouts"]
+__all__ = ["channel_axes"]
 
 
-@dataclass(frozen=True)
-class BatchLayout:
-    """Where the samples of a batch lie in a value.
-
-    Args:
-        axis: the axis that grows with the batch.
-        rows: entries along that axis per sample; more than one where heads or windows were merged into the batch.
-        ordered: the first `k * rows` entries along the axis belong to the first k samples, so that padding samples at
-            the end of a batch can be cut off. None if that is not known from the shape alone.
-    """
-
-    axis: int
-    rows: int
-    ordered: bool | None
-
-
-def symbolic_layouts(graph: fx.Graph, symbol: str) -> dict[fx.Node, BatchLayout]:
-    """The layout of every tensor whose shape grows with the batch symbol, read off its symbolic shape."""
-    layouts = {}
-    for node in graph.nodes:
-        if not is_tensor(node) or node.op == "get_attr":
-            continue
-        for axis, size in enumerate(value_of(node).shape):
-            if isinstance(size, torch.SymInt) and symbol in {str(s) for s in size.node.expr.free_symbols}:
-                rows = _rows_per_sample(size, symbol)
-                layouts[node] = BatchLayout(axis, rows, True if rows == 1 else None)
-                break
-    return layouts
-
-
-def _rows_per_sample(size: torch.SymInt, symbol: str) -> int:
-    expression = size.node.expr
-    (batch,) = (s for s in expression.free_symbols if str(s) == symbol)
-    # An axis like batch + 1 has no whole number of rows per sample; zero says so.
-    rows = expression.coeff(batch, 1)
-    return int(rows) if rows.is_Integer and expression.coeff(batch, 0) == 0 else 0
-
-
-def channel_axes(graph: fx.Graph, batch: dict[fx.Node, int]) -> dict[fx.Node, int | None]:
+def channel_axes(graph: fx.Graph, batch: Mapping[fx.Node, int]) -> dict[fx.Node, int | None]:
     """The channel axis of every tensor, non-negative; None where there is none or it was mixed with another axis.
 
     Args:

@@ -19,10 +19,12 @@ from detent.graph import functional, role_table  # noqa: F401  (importing the ta
 from detent.graph.archive import load_program
 from detent.graph.diagnosis import explain_failure, first_line
 from detent.graph.example import Example, bind_example
-from detent.graph.graph import BatchSpec, Graph, InputSpec
-from detent.graph.names import assign_names, layer_path
+from detent.graph.graph import Graph
+from detent.graph.layouts import BATCH, mark_layouts
+from detent.graph.names import NAME, assign_names, layer_path, user_line
 from detent.graph.roles import op_name, role_of
 from detent.graph.shapes import concrete_shape, is_float, is_tensor, value_of
+from detent.graph.signature import BatchSpec, InputSpec, read_signature
 
 __all__ = ["capture"]
 
@@ -137,8 +139,23 @@ def _graph_of(program: ExportedProgram, notes: list[str]) -> Graph:
     exported.graph.eliminate_dead_code()
     module = fx.GraphModule(exported, exported.graph)
     assign_names(module.graph)
-    inputs, batch = _inputs_of(module.graph)
-    return Graph(module, inputs=inputs, batch=batch, notes=[*notes, *_float_notes(module.graph)])
+    _refuse_unknown_sizes(module.graph)
+    inputs, batch = read_signature(module.graph)
+    notes += _layout_notes(module, batch, inputs, program) + _float_notes(module.graph)
+    return Graph(module, inputs=inputs, batch=batch, notes=notes)
+
+
+def _refuse_unknown_sizes(graph: fx.Graph) -> None:
+    for node in graph.nodes:
+        try:
+            if is_tensor(node):
+                concrete_shape(node)
+        except ValueError as error:
+            raise CaptureError(
+                f"the shape of a value depends on the values of a tensor: {value_of(node).shape} in {node.target}",
+                where=user_line(node.meta.get("stack_trace")),
+                remedy="compute with masks (torch.where) instead of selecting elements by condition",
+            ) from error
 
 
 def _plain_module(program: ExportedProgram) -> fx.GraphModule:
@@ -151,46 +168,26 @@ def _plain_module(program: ExportedProgram) -> fx.GraphModule:
     return module
 
 
-def _inputs_of(graph: fx.Graph) -> tuple[tuple[InputSpec, ...], BatchSpec]:
-    placeholders = [node for node in graph.nodes if node.op == "placeholder" and is_tensor(node)]
-    if not placeholders:
-        raise CaptureError("the captured model takes no tensor", remedy="capture a module that has tensor inputs")
-    symbols = [_leading_symbol(node) for node in placeholders]
-    symbol = next((s for s in symbols if s is not None), None)
-    first = next((n for n, s in zip(placeholders, symbols, strict=True) if s == symbol and value_of(n).dim()), None)
-    size = concrete_shape(first)[0] if first is not None else 1
-    specs = []
-    for node, own in zip(placeholders, symbols, strict=True):
-        shape = concrete_shape(node)
-        batched = own == symbol if symbol is not None else bool(shape) and shape[0] == size
-        specs.append(
-            InputSpec(
-                name=str(node.target),
-                key=_key_of(node),
-                shape=shape,
-                dtype=value_of(node).dtype,
-                batch_axis=0 if batched else None,
-            )
-        )
-    return tuple(specs), BatchSpec(size=size, symbol=symbol)
-
-
-def _leading_symbol(node: fx.Node) -> str | None:
-    shape = value_of(node).shape
-    size = shape[0] if len(shape) else None
-    return str(size) if isinstance(size, torch.SymInt) else None
-
-
-def _key_of(node: fx.Node) -> str | None:
-    # Export joins the path of a nested input with underscores; the codegen's input spec knows the true keys.
-    graph = node.graph
-    info = getattr(graph._codegen, "pytree_info", None)
-    if info is None:
-        return None
-    order = [n for n in graph.nodes if n.op == "placeholder"]
-    paths = pytree.tree_flatten_with_path(pytree.tree_unflatten(list(range(len(order))), info.in_spec))[0]
-    path, _ = paths[order.index(node)]
-    return str(path[-1].key) if isinstance(path[-1], pytree.MappingKey) else None
+def _layout_notes(
+    module: fx.GraphModule, batch: BatchSpec, inputs: tuple[InputSpec, ...], program: ExportedProgram
+) -> list[str]:
+    leaves = pytree.tree_leaves(program.example_inputs) if program.example_inputs is not None else []
+    placeholders = [str(node.target) for node in module.graph.nodes if node.op == "placeholder"]
+    example: dict[str, torch.Tensor] = {}
+    if len(leaves) == len(placeholders):
+        pairs = zip(placeholders, leaves, strict=True)
+        example = {name: leaf for name, leaf in pairs if isinstance(leaf, torch.Tensor)}
+    try:
+        mark_layouts(module, batch.symbol, batch.size, example)
+    except Exception as error:  # noqa: BLE001  (the network runs on trial inputs that it may refuse)
+        for node in module.graph.nodes:
+            node.meta.pop(BATCH, None)
+        return [f"where samples lie in each value is not known, a trial run failed: {first_line(error)}"]
+    mixed = [n for n in module.graph.nodes if BATCH in n.meta and n.meta[BATCH].outer is None and is_float(n)]
+    if not mixed:
+        return []
+    more = f" and {len(mixed) - 1} more values" * (len(mixed) > 1)
+    return [f"{mixed[0].meta[NAME]}{more}: each entry depends on several samples of the batch"]
 
 
 def _float_notes(graph: fx.Graph) -> list[str]:

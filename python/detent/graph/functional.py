@@ -11,6 +11,7 @@ from torch import fx
 from torch._ops import OpOverload
 
 from detent.graph.shapes import value_of
+from detent.graph.tensors import add_tensor, free_path, read_tensor
 
 __all__ = [
     "drop_checks",
@@ -124,8 +125,8 @@ def fold_constants(module: fx.GraphModule) -> None:
     for node, value in computed.items():
         if all(user in constant for user in node.users):
             continue
-        name = _free_name(module, FOLDED + node.name)
-        module.register_buffer(name, value, persistent=True)
+        name = free_path(module, FOLDED + node.name)
+        add_tensor(module, name, value)
         with module.graph.inserting_before(node):
             read = module.graph.get_attr(name)
         read.meta["val"] = value_of(node)
@@ -143,7 +144,7 @@ def _is_foldable(node: fx.Node, constant: set[fx.Node]) -> bool:
 
 def _evaluate(module: fx.GraphModule, node: fx.Node, computed: dict[fx.Node, torch.Tensor]) -> torch.Tensor:
     def fetch(source: fx.Node) -> torch.Tensor:
-        return computed[source] if source in computed else attribute(module, str(source.target))
+        return computed[source] if source in computed else read_tensor(module, str(source.target))
 
     args = fx.node.map_arg(node.args, fetch)
     kwargs = fx.node.map_arg(node.kwargs, fetch)
@@ -151,23 +152,6 @@ def _evaluate(module: fx.GraphModule, node: fx.Node, computed: dict[fx.Node, tor
     with torch.no_grad():
         result: torch.Tensor = node.target(*args, **kwargs)
     return result.detach().contiguous()
-
-
-def attribute(module: torch.nn.Module, path: str) -> torch.Tensor:
-    """The tensor at a dotted path."""
-    owner, _, leaf = path.rpartition(".")
-    value = getattr(module.get_submodule(owner), leaf)
-    if not isinstance(value, torch.Tensor):
-        raise TypeError(f"{path} is not a tensor")
-    return value
-
-
-def _free_name(module: torch.nn.Module, name: str) -> str:
-    count, free = 0, name
-    while hasattr(module, free):
-        count += 1
-        free = f"{name}_{count}"
-    return free
 
 
 def _is_state_update(node: fx.Node) -> bool:

@@ -14,51 +14,15 @@ from torch.utils import _pytree as pytree
 
 from detent._registry import unknown_name
 from detent.errors import CaptureError
-from detent.graph.axes import BatchLayout, channel_axes
-from detent.graph.functional import attribute
-from detent.graph.layouts import layouts_of
+from detent.graph.axes import channel_axes
+from detent.graph.layouts import BATCH, BatchLayout
 from detent.graph.names import LAYER, NAME, SOURCE
 from detent.graph.roles import OpRole, argument, first_argument, role_of
 from detent.graph.shapes import concrete_shape, is_tensor, value_of
+from detent.graph.signature import BatchSpec, InputSpec
+from detent.graph.tensors import drop_unused_tensors, read_tensor
 
-__all__ = ["BatchSpec", "Graph", "GraphNode", "InputSpec"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class InputSpec:
-    """One tensor the network takes.
-
-    Args:
-        name: the parameter's name, with keys or positions appended where the user passes a dict or a tuple.
-        key: the last dict key, or None for a positional input; a batch given as a dict is matched by it or the name.
-        shape: shape in the captured example.
-        dtype: element type.
-        batch_axis: the axis of samples, None for an input that is the same for all samples.
-    """
-
-    name: str
-    key: str | None
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    batch_axis: int | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchSpec:
-    """How many samples one call takes.
-
-    Args:
-        size: samples in the captured example; the only size that runs if the batch is not dynamic.
-        symbol: name of the symbolic size, None if the batch is fixed.
-    """
-
-    size: int
-    symbol: str | None
-
-    @property
-    def dynamic(self) -> bool:
-        """Whether any number of samples can be run."""
-        return self.symbol is not None
+__all__ = ["Graph", "GraphNode"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,12 +181,12 @@ class Graph:
         return name in self._by_name
 
     def name_of(self, node: fx.Node) -> str:
-        """Name of an fx node's value."""
-        return str(node.meta[NAME])
+        """Name of an fx node's value; for a `get_attr` node, which has no value of its own, its fx name."""
+        return str(node.meta.get(NAME, node.name))
 
     def tensor(self, node: fx.Node) -> torch.Tensor:
         """The tensor a `get_attr` node reads."""
-        return attribute(self.module, str(node.target))
+        return read_tensor(self.module, str(node.target))
 
     def outputs(self) -> tuple[fx.Node, ...]:
         """The nodes whose values the network returns, flattened."""
@@ -275,7 +239,9 @@ class Graph:
         return Graph(module, inputs=self.inputs, batch=self.batch, notes=self.notes)
 
     def refresh(self) -> None:
-        """Recompile after an edit of `module.graph` and forget what was derived from it."""
+        """After an edit of `module.graph`: remove what nothing uses, recompile, forget what was derived."""
+        self.module.graph.eliminate_dead_code()
+        drop_unused_tensors(self.module)
         self.module.graph.lint()
         self.module.recompile()
         for name in ("_nodes", "_by_name"):
@@ -307,7 +273,7 @@ class Graph:
     @cached_property
     def _nodes(self) -> tuple[GraphNode, ...]:
         graph = self.module.graph
-        layouts = layouts_of(self.module, self.batch.symbol, self.batch.size)
+        layouts = {node: node.meta[BATCH] for node in graph.nodes if BATCH in node.meta}
         channels = channel_axes(graph, {node: layout.axis for node, layout in layouts.items()})
         return tuple(
             GraphNode(

@@ -30,17 +30,25 @@ def is_float(node: Any) -> bool:
 
 
 def concrete_size(size: int | torch.SymInt) -> int:
-    """A size with every symbol replaced by its value in the captured example."""
+    """A size with every symbol replaced by its value in the captured example.
+
+    Raises:
+        ValueError: the size depends on the values of a tensor.
+    """
     if isinstance(size, int):
         return size
-    hint = size.node.hint
-    if hint is None:
+    node = size.node
+    if not node.has_hint():
         raise ValueError(f"the size {size} has no value in the example")
-    return int(hint)
+    return int(node.hint)
 
 
 def concrete_shape(node: Any) -> tuple[int, ...]:
-    """Shape of a node's tensor with the example's batch size."""
+    """Shape of a node's tensor with the example's batch size.
+
+    Raises:
+        ValueError: the node's value is not a tensor, or its shape depends on the values of one.
+    """
     if not is_tensor(node):
         raise ValueError(f"{node} is not a tensor in the captured graph")
     return tuple(concrete_size(size) for size in value_of(node).shape)

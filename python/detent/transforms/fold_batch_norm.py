@@ -1,0 +1,159 @@
+"""Folds batch norms into the convolution or linear layer before them; the float function stays the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import fx
+
+from detent.graph.graph import Graph, GraphNode
+from detent.graph.roles import argument
+from detent.graph.tensors import add_tensor, free_path, move_tensor
+
+__all__ = ["fold_batch_norm"]
+
+FOLDED: Final = "_folded"
+"""Mark of a folded tensor's path while the original may still be read."""
+
+
+def fold_batch_norm(graph: Graph) -> Graph:
+    """A new graph in which every batch norm that can be is part of the kernel and bias of the layer before it.
+
+    With gain s = gamma / sqrt(var + eps) per output channel, the kernel becomes s * W and the bias
+    s * (b - mean) + beta (Jacob et al. 2018, arXiv:1712.05877, eq. 14), computed in float64 and rounded once. A
+    convolution without a bias gets one. The given graph and the user's tensors are left as they are. A batch norm that
+    cannot be folded stays, and a note says why; another one names what was folded.
+
+    Args:
+        graph: any captured network.
+    """
+    folded = graph.copy()
+    done: list[str] = []
+    cache: dict[tuple[str, ...], tuple[fx.Node, fx.Node]] = {}
+    for norm in folded.nodes():
+        if norm.op is None or norm.op.name != "batch_norm":
+            continue
+        layer = _producer(folded, norm)
+        reason = _obstacle(folded, norm, layer)
+        if reason is None and layer is not None:
+            reason = _fold(folded, norm, layer, cache)
+            if reason is None:
+                done.append(f"{norm.name} into {layer.name}")
+        if reason is not None:
+            folded.notes.append(f"batch norm {norm.name} is not folded: {reason}")
+    if done:
+        folded.notes.append(f"folded {len(done)} batch norm{'s' * (len(done) > 1)}: {', '.join(done)}")
+    folded.module.graph.eliminate_dead_code()
+    _settle_paths(folded.module)
+    folded.refresh()
+    return folded
+
+
+@dataclass(frozen=True)
+class _Affine:
+    """Per-channel gain and shift of an evaluated batch norm, float64 `[C]`."""
+
+    gain: torch.Tensor
+    shift: torch.Tensor
+
+
+def _producer(graph: Graph, norm: GraphNode) -> GraphNode | None:
+    name = graph.name_of(norm.data[0])
+    return graph.find(name) if name in graph else None
+
+
+def _obstacle(graph: Graph, norm: GraphNode, layer: GraphNode | None) -> str | None:
+    """Why a batch norm cannot be folded, None if it can."""
+    if argument(norm.node, "training"):
+        return "it normalizes by the batch's own statistics"
+    given = [argument(norm.node, name) for name in ("weight", "bias", "running_mean", "running_var")]
+    if any(value is not None and value.op != "get_attr" for value in given):
+        return "its parameters are computed by the network"
+    if layer is None or layer.kind not in ("conv", "conv_transposed", "linear"):
+        return "there is no convolution or linear layer before it"
+    if len(layer.node.users) > 1 or layer.node in graph.outputs():
+        return f"the output of {layer.name} is also used elsewhere"
+    if layer.weight is None or (layer.bias is None and argument(layer.node, "bias") is not None):
+        return f"the kernel or bias of {layer.name} is computed by the network"
+    if layer.channel_axis != 1:
+        return f"it normalizes another axis than the output channels of {layer.name}"
+    return None
+
+
+def _fold(
+    graph: Graph, norm: GraphNode, layer: GraphNode, cache: dict[tuple[str, ...], tuple[fx.Node, fx.Node]]
+) -> str | None:
+    assert layer.weight is not None
+    parameters = [argument(norm.node, name) for name in ("weight", "bias", "running_mean", "running_var")]
+    sources = [layer.weight, layer.bias, *parameters]
+    # A reused pair of layer and norm is folded once, and the folded kernel stays shared.
+    key = (*(str(s.target) if s is not None else "" for s in sources), str(argument(norm.node, "eps")))
+    if key not in cache:
+        affine = _affine(graph, norm)
+        weight = _scaled_kernel(graph.tensor(layer.weight), affine.gain, layer)
+        bias = affine.shift
+        if layer.bias is not None:
+            bias = bias + graph.tensor(layer.bias).double() * affine.gain
+        weight, bias = (t.to(graph.tensor(layer.weight).dtype) for t in (weight, bias))
+        if not (torch.isfinite(weight).all() and torch.isfinite(bias).all()):
+            return "the result would not be finite"
+        cache[key] = (_store(graph, layer, "weight", weight), _store(graph, layer, "bias", bias))
+    new_weight, new_bias = cache[key]
+    _rewire(layer.node, new_weight, new_bias)
+    norm.node.replace_all_uses_with(layer.node)
+    graph.module.graph.erase_node(norm.node)
+    return None
+
+
+def _affine(graph: Graph, norm: GraphNode) -> _Affine:
+    def read(name: str) -> torch.Tensor | None:
+        node = argument(norm.node, name)
+        return None if node is None else graph.tensor(node).detach().double()
+
+    mean, var, gamma, beta = (read(n) for n in ("running_mean", "running_var", "weight", "bias"))
+    assert mean is not None
+    assert var is not None
+    gain = torch.rsqrt(var + float(argument(norm.node, "eps")))
+    gain = gain if gamma is None else gain * gamma
+    shift = -mean * gain
+    return _Affine(gain, shift if beta is None else shift + beta)
+
+
+def _scaled_kernel(weight: torch.Tensor, gain: torch.Tensor, layer: GraphNode) -> torch.Tensor:
+    wide = weight.detach().double()
+    if layer.kind != "conv_transposed":
+        return wide * gain.reshape(-1, *[1] * (wide.dim() - 1))
+    # Kernel [C_in, C_out / groups, k...]: group g of the inputs makes outputs g * C_out / groups onwards.
+    groups, spatial = layer.groups, wide.shape[2:]
+    split = wide.reshape(groups, -1, wide.shape[1], *spatial)
+    return (split * gain.reshape(groups, 1, -1, *[1] * len(spatial))).reshape(wide.shape)
+
+
+def _store(graph: Graph, layer: GraphNode, leaf: str, tensor: torch.Tensor) -> fx.Node:
+    """Store a folded tensor beside the one it replaces, which others may still read, and make a node that reads it."""
+    assert layer.weight is not None
+    old = layer.weight if leaf == "weight" else layer.bias
+    path = str(old.target) if old is not None else str(layer.weight.target).removesuffix("weight") + leaf
+    path = free_path(graph.module, path + FOLDED)
+    add_tensor(graph.module, path, tensor, like=graph.tensor(layer.weight))
+    with graph.module.graph.inserting_before(layer.node):
+        node = graph.module.graph.get_attr(path)
+    node.meta["val"] = tensor.to("meta")
+    return node
+
+
+def _settle_paths(module: fx.GraphModule) -> None:
+    """Give folded tensors the layer's own paths wherever nobody reads the originals any more."""
+    paths = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
+    for path in sorted(paths):
+        wanted, mark, count = path.rpartition(FOLDED)
+        if mark and not count and wanted not in paths:
+            move_tensor(module, path, wanted)
+
+
+def _rewire(call: fx.Node, weight: fx.Node, bias: fx.Node) -> None:
+    data = argument(call, "input")
+    call.kwargs = {name: value for name, value in call.kwargs.items() if name not in ("input", "weight", "bias")}
+    call.args = (data, weight, bias, *call.args[3:])
