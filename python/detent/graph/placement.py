@@ -1,0 +1,240 @@
+"""Placement: which values of a graph get a grid on a target, and which share one.
+
+Every value has at most one grid. Operations that only move values hand their input's grid on; values inside a fused
+operation have none; the rest follows the target's rules (`targets.schema.OpRule`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+from torch import fx
+
+from detent.graph.graph import Graph, GraphNode
+from detent.graph.patterns import fused_groups
+from detent.graph.roles import OpRole
+from detent.graph.shapes import is_float, is_tensor
+from detent.targets import ActivationRule, OpRule, Target, WeightRule
+
+__all__ = ["ActivationPoint", "Placement", "WeightPoint", "place"]
+
+_ANALYTIC: Final = frozenset({"softmax", "sigmoid", "hardsigmoid"})
+"""Operations whose whole output range is worth codes: both limits are known and both are approached."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivationPoint:
+    """A value that is quantized.
+
+    Args:
+        value: its name in the graph.
+        op_rule: the rule of the operation that decides its grid: its producer, or a consumer that needs a grid.
+        same_as: the value whose grid this one shares.
+        members: values whose statistics decide the grid; usually just `value`.
+        bounds: analytic limits where these replace the observed range.
+        constant: the value is a stored tensor, not a computed one.
+    """
+
+    value: str
+    op_rule: OpRule
+    same_as: str | None = None
+    members: tuple[str, ...] = ()
+    bounds: tuple[float, float] | None = None
+    constant: bool = False
+
+    @property
+    def rule(self) -> ActivationRule:
+        """Kind of grid and widths the target offers here."""
+        return self.op_rule.activations
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightPoint:
+    """A stored kernel that is quantized.
+
+    Args:
+        layer: name of the first operation that uses it.
+        parameter: name of the parameter or buffer in the graph module.
+        users: all operations that use it.
+        inputs: for each user, the value whose grid its input lives on; None if the input is not quantized.
+        rule: kind of grid and widths the target offers.
+        axis: its output-channel axis, None for one grid per tensor.
+        bias_bits: width of the bias codes of its users, None for float.
+    """
+
+    layer: str
+    parameter: str
+    users: tuple[str, ...]
+    inputs: tuple[str | None, ...]
+    rule: WeightRule
+    axis: int | None
+    bias_bits: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where grids go, in execution order."""
+
+    activations: dict[str, ActivationPoint]
+    weights: dict[str, WeightPoint]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class _Draft:
+    op_rule: OpRule
+    same_as: fx.Node | None = None
+
+
+@dataclass
+class _Planner:
+    graph: Graph
+    target: Target
+    drafts: dict[fx.Node, _Draft] = field(default_factory=dict)
+    inside: set[fx.Node] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.found = {node.node: node for node in self.graph.nodes()}
+
+    def run(self) -> Placement:
+        for group in fused_groups(self.graph, self.target.fusing):
+            self.inside.update(member.node for member in group[:-1])
+        nodes = self.graph.nodes()
+        for node in nodes:
+            self._place_output(node)
+        for node in nodes:
+            self._place_inputs(node)
+        if self.target.quantize_model_outputs:
+            for output in self.graph.outputs():
+                root = self._root(output)
+                producer = self.found.get(root)
+                self._demand(root, self._rule(producer.op if producer else None))
+        ties = self._ties(nodes)
+        activations = self._activations(nodes, ties)
+        return Placement(activations=activations, weights=self._weights(nodes), notes=tuple(self.notes))
+
+    def _rule(self, role: OpRole | None) -> OpRule:
+        return self.target.defaults if role is None else self.target.rule(role.kind, role.name)
+
+    def _root(self, node: fx.Node) -> fx.Node:
+        """The value whose grid `node` lives on: back through operations that only move values."""
+        while True:
+            found = self.found.get(node)
+            if found is None or not found.preserving or not found.data:
+                return node
+            node = found.data[0]
+
+    def _place_output(self, node: GraphNode) -> None:
+        role = node.op
+        if role is None or role.preserving or node.node in self.inside or not node.is_float:
+            return
+        rule = self._rule(role)
+        if role.kind == "input":
+            if self.target.quantize_model_inputs:
+                self.drafts[node.node] = _Draft(rule)
+        elif rule.output_grid == "own":
+            self.drafts[node.node] = _Draft(rule)
+        elif rule.output_grid == "input":
+            source = self._root(node.data[0])
+            self._demand(source, rule)
+            if source in self.drafts:
+                self.drafts[node.node] = _Draft(rule, same_as=self.drafts[source].same_as or source)
+
+    def _place_inputs(self, node: GraphNode) -> None:
+        role = node.op
+        if role is None or role.preserving or role.kind == "input":
+            return
+        rule = self._rule(role)
+        if rule.quantize_inputs:
+            for operand in node.data:
+                self._demand(self._root(operand), rule)
+
+    def _demand(self, value: fx.Node, rule: OpRule) -> None:
+        """Give `value` a point unless it has one, is not float, or is computed inside a fused operation."""
+        if value not in self.drafts and value not in self.inside and is_tensor(value) and is_float(value):
+            self.drafts[value] = _Draft(rule)
+
+    def _ties(self, nodes: Iterable[GraphNode]) -> dict[fx.Node, fx.Node]:
+        """Values that must share one grid, each with its representative: the last output that asked for sharing."""
+        parent: dict[fx.Node, fx.Node] = {}
+
+        def find(value: fx.Node) -> fx.Node:
+            while value in parent:
+                value = parent[value]
+            return value
+
+        for node in nodes:
+            draft = self.drafts.get(node.node)
+            if draft is None or not draft.op_rule.inputs_share_output_grid:
+                continue
+            for operand in node.data:
+                source = self._root(operand)
+                if source not in self.drafts:
+                    continue
+                source = self.drafts[source].same_as or source
+                if self.drafts[source].op_rule.fixed_outputs:
+                    self.notes.append(f"{self._name(source)}: the target prescribes its grid, so {node.name} requantizes it")
+                elif find(source) is not find(node.node):
+                    parent[find(source)] = find(node.node)
+        return {value: find(value) for value in self.drafts if value in parent or value in parent.values()}
+
+    def _name(self, node: fx.Node) -> str:
+        return self.found[node].name if node in self.found else str(node.target)
+
+    def _grid_of(self, node: fx.Node) -> str | None:
+        root = self._root(node)
+        return self._name(root) if root in self.drafts else None
+
+    def _activations(self, nodes: Iterable[GraphNode], ties: dict[fx.Node, fx.Node]) -> dict[str, ActivationPoint]:
+        points = {}
+        constants = [node for node in self.drafts if node.op == "get_attr"]
+        for node in [*constants, *(found.node for found in nodes)]:
+            draft = self.drafts.get(node)
+            if draft is None:
+                continue
+            owner = draft.same_as or node
+            owner = ties.get(owner, owner)
+            members = [value for value, root in ties.items() if root is node] or [node]
+            role = self.found[node].op if node in self.found else None
+            alone = owner is node and len(members) == 1
+            points[self._name(node)] = ActivationPoint(
+                value=self._name(node),
+                op_rule=draft.op_rule,
+                same_as=self._name(owner) if owner is not node else None,
+                members=tuple(self._name(value) for value in members) if owner is node else (),
+                bounds=role.bounds if alone and role is not None and role.name in _ANALYTIC else None,
+                constant=node.op == "get_attr",
+            )
+        return points
+
+    def _weights(self, nodes: Iterable[GraphNode]) -> dict[str, WeightPoint]:
+        users: dict[str, list[GraphNode]] = {}
+        for node in nodes:
+            if node.weight_name is not None and self._rule(node.op).weights is not None:
+                users.setdefault(node.weight_name, []).append(node)
+        points = {}
+        for parameter, sharing in users.items():
+            first = sharing[0]
+            rule = self._rule(first.op)
+            assert rule.weights is not None
+            axes = {user.weight_axes[0] for user in sharing}
+            if len(axes) > 1:
+                self.notes.append(f"{first.name}: users of its kernel disagree on the channel axis; one grid for all")
+            points[first.name] = WeightPoint(
+                layer=first.name,
+                parameter=parameter,
+                users=tuple(user.name for user in sharing),
+                inputs=tuple(self._grid_of(user.data[0]) for user in sharing),
+                rule=rule.weights,
+                axis=next(iter(axes)) if rule.weights.per_channel and len(axes) == 1 else None,
+                bias_bits=rule.bias_bits,
+            )
+        return points
+
+
+def place(graph: Graph, target: Target) -> Placement:
+    """Decide which values and kernels of `graph` are quantized on `target`."""
+    return _Planner(graph, target).run()

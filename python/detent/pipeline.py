@@ -1,0 +1,138 @@
+"""The order of the stages: capture, calibrate, plan, apply. The one file that knows it.
+
+Each function is a pure step between values that can be saved; `quantize` is all of them in a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.export import ExportedProgram
+
+from detent.config import QuantizationConfig
+from detent.errors import ConfigError
+from detent.graph import Graph
+from detent.graph import capture as capture_graph
+from detent.graph.placement import place
+from detent.quantized import QuantizedModel, assemble
+from detent.records.plan import QuantPlan
+from detent.records.statistics import Statistics
+from detent.statistics import calibrate, first_batch
+from detent.targets import load_target
+from detent.thresholds import make_room_for_biases, search_activations, search_weights
+from detent.transforms import fold_batch_norm
+
+__all__ = ["apply", "calibrate", "capture", "plan", "quantize"]
+
+
+def capture(
+    model: nn.Module | ExportedProgram | str | Path, example_inputs: Any = None, *, dynamic_batch: bool = True
+) -> Graph:
+    """Capture a float model as a graph and fold its batch norms.
+
+    Args:
+        model: the module, an `ExportedProgram`, or the path of a `.pt2` file.
+        example_inputs: a batch in any form the model takes: tensor, tuple, list or dict; not needed for a program or
+            file, which carry their own.
+        dynamic_batch: capture for any number of samples; where that fails, a note says why and the batch is fixed.
+
+    Raises:
+        CaptureError: the model cannot be captured; the error shows the user's source line.
+        FormatError: the `.pt2` file is damaged or of another kind.
+    """
+    return fold_batch_norm(capture_graph(model, example_inputs, dynamic_batch=dynamic_batch))
+
+
+def plan(
+    graph: Graph,
+    stats: Statistics,
+    *,
+    target: str | Path = "default",
+    config: QuantizationConfig | Mapping[str, Any] | None = None,
+    **options: Any,
+) -> QuantPlan:
+    """Choose a grid for every tensor that `target` quantizes; no data is read and no forward pass is run.
+
+    Args:
+        graph: the captured network.
+        stats: what calibration saw of it.
+        target: name of a built-in target or path of a target file.
+        config: options; single ones can be given by keyword and take precedence.
+        **options: fields of `QuantizationConfig`, e.g. `activation_metric="kl"`, `z_threshold=8.0`.
+
+    Raises:
+        ConfigError: unknown target or option, or statistics of another model.
+        CalibrationError: the statistics lack a value the target quantizes.
+    """
+    settings = QuantizationConfig.resolve(config, options)
+    chip = load_target(target)
+    fingerprint = graph.fingerprint()
+    if stats.fingerprint != fingerprint:
+        raise ConfigError(
+            f"the statistics were collected from another model (graph {stats.fingerprint[:12]}, this one is "
+            f"{fingerprint[:12]})",
+            remedy="calibrate this model",
+        )
+    placement = place(graph, chip)
+    activations = search_activations(graph, placement, stats, chip, settings)
+    weights = search_weights(graph, placement, chip, settings)
+    weights, notes = make_room_for_biases(graph, placement, activations, weights)
+    return QuantPlan(
+        target=str(target),
+        graph=fingerprint,
+        activations=activations,
+        weights=weights,
+        config=settings.differences(),
+        samples=stats.samples,
+        notes=tuple(dict.fromkeys([*stats.notes, *placement.notes, *notes])),
+    )
+
+
+def apply(graph: Graph, plan: QuantPlan, *, trainable: bool = False) -> QuantizedModel:
+    """Model + plan = quantized model.
+
+    Args:
+        graph: the captured network; it is not changed.
+        plan: made by `detent.plan` for this graph, or edited by hand.
+        trainable: keep float kernels and biases as parameters, quantized in each forward pass, for training;
+            otherwise the model holds integer codes.
+
+    Raises:
+        ConfigError: the plan asks for something the graph or the target cannot do; the error names the tensor.
+    """
+    return assemble(graph, plan, trainable=trainable)
+
+
+def quantize(
+    model: nn.Module | ExportedProgram | str | Path,
+    data: Any,
+    *,
+    target: str | Path = "default",
+    config: QuantizationConfig | Mapping[str, Any] | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> QuantizedModel:
+    """Quantize a trained model: capture, calibrate, plan and apply in a row.
+
+    Args:
+        model: the module, an `ExportedProgram`, or the path of a `.pt2` file.
+        data: calibration batches without labels: a DataLoader, an iterable or zero-argument callable of batches, an
+            array, or the path of an `.npz` file.
+        target: name of a built-in target or path of a target file.
+        config: options; single ones can be given by keyword and take precedence.
+        progress: show progress on a terminal.
+        **options: fields of `QuantizationConfig`.
+
+    Raises:
+        DetentError: its subclasses, as the four steps do.
+    """
+    # What can be refused without running the model is refused first.
+    settings = QuantizationConfig.resolve(config, options)
+    load_target(target)
+    example, data = first_batch(data)
+    graph = capture(model, example)
+    stats = calibrate(graph, data, progress=progress)
+    return apply(graph, plan(graph, stats, target=target, config=settings))

@@ -1,0 +1,196 @@
+"""Carries out a plan on a graph: kernels and biases become codes, activations pass through their grids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import fx
+
+from detent import kernels
+from detent.errors import ConfigError
+from detent.graph import Graph, GraphNode
+from detent.graph.placement import WeightPoint, place
+from detent.quantized.check import check_plan
+from detent.quantized.editor import GraphEditor
+from detent.quantized.model import QuantizedModel
+from detent.records.grid import Grid
+from detent.records.plan import QuantPlan
+from detent.targets import load_target
+
+__all__ = ["assemble"]
+
+_INT32_MAX = 2**31 - 1
+
+
+def assemble(graph: Graph, plan: QuantPlan, *, trainable: bool = False) -> QuantizedModel:
+    """Build the quantized model of `graph` and `plan`.
+
+    Args:
+        graph: the captured network; it is not changed.
+        plan: the decisions, made for this graph, perhaps edited by hand.
+        trainable: keep float kernels and biases as parameters and quantize kernels in each forward pass, so that
+            training moves them; otherwise the model holds integer codes.
+
+    Raises:
+        ConfigError: the plan asks for something the graph or the target cannot do; the error names the tensor.
+    """
+    target = load_target(plan.target)
+    placement = place(graph, target)
+    check_plan(graph, plan, placement, target)
+    work = graph.copy()
+    nodes = {node.name: node for node in work.nodes()}
+    assembly = _Assembly(work, plan, trainable)
+    for point in placement.weights.values():
+        assembly.quantize_kernel(point, [nodes[user] for user in point.users])
+        for user, source in zip(point.users, point.inputs, strict=True):
+            assembly.quantize_bias(point, nodes[user], source)
+    for value, point_of_value in placement.activations.items():
+        grid = plan.activation_grid(value)
+        if grid is not None and point_of_value.constant:
+            assembly.quantize_constant(value, grid)
+        elif grid is not None:
+            assembly.quantize_activation(nodes[value].node, value, grid)
+    return QuantizedModel(
+        assembly.finish(),
+        plan,
+        inputs=graph.inputs,
+        outputs=tuple(graph.name_of(node) for node in graph.outputs()),
+        dynamic_batch=graph.batch.dynamic,
+        notes=list(dict.fromkeys([*graph.notes, *plan.notes])),
+    )
+
+
+class _Assembly:
+    def __init__(self, graph: Graph, plan: QuantPlan, trainable: bool) -> None:
+        self.graph = graph
+        self.plan = plan
+        self.trainable = trainable
+        self.editor = GraphEditor(graph.module)
+
+    def finish(self) -> fx.GraphModule:
+        module = self.graph.module
+        module.graph.eliminate_dead_code()
+        module.graph.lint()
+        # A fresh module keeps only the tensors that the graph still reads.
+        return fx.GraphModule(module, module.graph)
+
+    def quantize_kernel(self, point: WeightPoint, users: Iterable[GraphNode]) -> None:
+        """Replace a kernel by its codes, for all operations that share it."""
+        grid = self.plan.weights[point.layer].grid
+        if grid is not None:
+            reads = dict.fromkeys((user.weight, user.node) for user in users)
+            self._quantize_reads(reads, grid, point.parameter)
+
+    def quantize_constant(self, path: str, grid: Grid) -> None:
+        """Replace a stored tensor that takes part in the arithmetic by its codes, wherever it is read."""
+        reads = [node for node in self.graph.module.graph.nodes if node.op == "get_attr" and str(node.target) == path]
+        self._quantize_reads([(read, user) for read in reads for user in read.users], grid, path)
+
+    def _quantize_reads(self, reads: Iterable[tuple[fx.Node | None, fx.Node]], grid: Grid, path: str) -> None:
+        quantized: dict[fx.Node, fx.Node] = {}
+        stored: tuple[object, ...] | None = None
+        for read, user in reads:
+            assert read is not None
+            if read not in quantized:
+                if self.trainable:
+                    quantized[read] = self._fake_quantize(read, read, path, grid)
+                else:
+                    if stored is None:
+                        stored = self._store_codes(path, self.graph.tensor(read), grid)
+                    quantized[read] = self._expand(read, grid, stored)
+                quantized[read].meta = dict(read.meta)
+            user.replace_input_with(read, quantized[read])
+
+    def _store_codes(self, path: str, value: torch.Tensor, grid: Grid) -> tuple[object, ...]:
+        array = np.ascontiguousarray(value.detach().cpu().numpy())
+        scale = self.editor.store(f"{path}_scale", grid.scale)
+        if grid.table is not None:
+            codes = kernels.lut_quantize(array, grid.scale, grid.table, axis=grid.axis)
+            return self.editor.store(f"{path}_codes", codes), scale, self.editor.store(f"{path}_table", grid.table)
+        codes = kernels.quantize(
+            array,
+            grid.scale,
+            grid.zero_point,
+            grid.qmin,
+            grid.qmax,
+            dtype=_storage(grid),
+            axis=grid.axis,
+            group_size=grid.group_size,
+        )
+        zero_point = self.editor.store(f"{path}_zero_point", grid.zero_point)
+        return self.editor.store(f"{path}_codes", codes), scale, zero_point
+
+    def _expand(self, anchor: fx.Node, grid: Grid, stored: tuple[object, ...]) -> fx.Node:
+        if grid.table is not None:
+            return self.editor.call_after(anchor, torch.ops.detent.lut_dequantize.default, *stored, grid.axis)
+        operator = torch.ops.detent.dequantize.default
+        return self.editor.call_after(anchor, operator, *stored, grid.axis, grid.group_size)
+
+    def quantize_bias(self, point: WeightPoint, node: GraphNode, source: str | None) -> None:
+        """Replace a bias by 32-bit codes at step (input step) x (kernel step), where both steps exist."""
+        kernel = self.plan.weights[point.layer].grid
+        input_grid = None if source is None else self.plan.activation_grid(source)
+        if self.plan.weights[point.layer].bias_bits is None or self.trainable:
+            return
+        if node.bias is None or kernel is None or input_grid is None or kernel.group_size is not None:
+            return
+        bias = self.graph.tensor(node.bias).detach().cpu().numpy()
+        scale = (input_grid.scale * kernel.scale).astype(np.float32)
+        codes = _bias_codes(bias, scale, node.name)
+        path = str(node.bias.target) if len(point.users) == 1 else f"{node.bias.target}_{node.name}"
+        quantized = self.editor.call_after(
+            node.bias,
+            torch.ops.detent.dequantize.default,
+            self.editor.store(f"{path}_codes", codes),
+            self.editor.store(f"{path}_scale", scale),
+            self.editor.store(f"{path}_zero_point", np.zeros(len(scale), np.int32)),
+            0 if len(scale) > 1 else None,
+            None,
+        )
+        quantized.meta = dict(node.bias.meta)
+        node.node.replace_input_with(node.bias, quantized)
+
+    def quantize_activation(self, node: fx.Node, value: str, grid: Grid) -> None:
+        """Pass a computed value through its grid on the way to all its users."""
+        users = list(node.users)
+        inputs = [other for other in self.graph.module.graph.nodes if other.op == "placeholder"]
+        anchor = inputs[-1] if node.op == "placeholder" else node
+        quantized = self._fake_quantize(anchor, node, f"activations.{value}", grid)
+        quantized.meta = dict(node.meta)
+        for user in users:
+            user.replace_input_with(node, quantized)
+
+    def _fake_quantize(self, anchor: fx.Node, node: fx.Node, path: str, grid: Grid) -> fx.Node:
+        scale = self.editor.store(f"{path}_scale", grid.scale)
+        if grid.table is not None:
+            table = self.editor.store(f"{path}_table", grid.table)
+            operator = torch.ops.detent.lut_fake_quantize.default
+            return self.editor.call_after(anchor, operator, node, scale, table, grid.axis)
+        zero_point = self.editor.store(f"{path}_zero_point", grid.zero_point)
+        operator = torch.ops.detent.fake_quantize.default
+        return self.editor.call_after(
+            anchor, operator, node, scale, zero_point, grid.qmin, grid.qmax, grid.axis, grid.group_size
+        )
+
+
+def _storage(grid: Grid) -> str:
+    """Codes of up to 8 bits lie in one byte each: torch has no 4-bit tensors. Files pack them."""
+    return ("int" if grid.signed else "uint") + ("8" if grid.bits <= 8 else "16")
+
+
+def _bias_codes(
+    bias: npt.NDArray[np.float32], scale: npt.NDArray[np.float32], where: str
+) -> npt.NDArray[np.int32]:
+    codes = np.rint(bias.astype(np.float64) / scale.astype(np.float64))
+    worst = int(np.argmax(np.abs(codes)))
+    if abs(codes[worst]) > _INT32_MAX:
+        raise ConfigError(
+            f"the bias of channel {worst} ({float(bias[worst]):.4g}) does not fit 32 bits at step "
+            f"{float(scale[worst % len(scale)]):.4g}",
+            where=where,
+            remedy="raise the weight threshold of that channel in the plan (detent.plan does so by itself)",
+        )
+    return codes.astype(np.int32)

@@ -1,0 +1,99 @@
+"""Whether a plan can be carried out on a graph: everything a person may have edited is checked, tensor by tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from detent._registry import unknown_name
+from detent.errors import ConfigError
+from detent.graph import Graph
+from detent.graph.placement import Placement, WeightPoint
+from detent.graph.shapes import concrete_shape
+from detent.records.grid import Grid
+from detent.records.plan import QuantPlan
+from detent.targets import Target
+
+__all__ = ["check_plan"]
+
+
+def check_plan(graph: Graph, plan: QuantPlan, placement: Placement, target: Target) -> None:
+    """Refuse a plan that `graph` or `target` cannot honour.
+
+    Raises:
+        ConfigError: the plan is for another model, names an unknown tensor, lacks one, or asks for a grid that the
+            target does not compute with or that does not fit the tensor; the error names the tensor.
+    """
+    fingerprint = graph.fingerprint()
+    if plan.graph != fingerprint:
+        raise ConfigError(
+            f"the plan was made for another model (graph {plan.graph[:12]}, this one is {fingerprint[:12]})",
+            remedy="plan again for this model; structure and weights must be those the plan was made for",
+        )
+    _check_names("activation", plan.activations, placement.activations)
+    _check_names("layer", plan.weights, placement.weights)
+    for value, point in placement.activations.items():
+        entry = plan.activations[value]
+        if point.same_as is not None and entry.same_as != point.same_as:
+            raise ConfigError(
+                f"target {target.name!r} computes this tensor on the grid of {point.same_as!r}",
+                where=value,
+                remedy=f'restore {{"same_as": "{point.same_as}"}} and edit {point.same_as!r} instead',
+            )
+        if entry.grid is not None:
+            if entry.grid.axis is not None:
+                raise ConfigError("activations have one grid for the whole tensor, remove `axis`", where=value)
+            _check_offered(entry.grid, point.rule.kind, point.rule.bits, value, target)
+            _check_sign(entry.grid, point.rule.signed, value, target)
+    for layer, weight_point in placement.weights.items():
+        grid = plan.weights[layer].grid
+        if grid is not None:
+            _check_offered(grid, weight_point.rule.kind, weight_point.rule.bits, layer, target)
+            _check_shape(graph, grid, weight_point)
+
+
+def _check_names(kind: str, planned: Iterable[str], placed: Iterable[str]) -> None:
+    planned, placed = list(planned), list(placed)
+    for name in planned:
+        if name not in placed:
+            raise unknown_name(f"{kind} in the plan", name, placed)
+    for name in placed:
+        if name not in planned:
+            raise ConfigError(
+                f"the plan has no entry for this {kind}", where=name, remedy='add one; "float" keeps it in float'
+            )
+
+
+def _check_offered(grid: Grid, kind: str, widths: tuple[int, ...], where: str, target: Target) -> None:
+    if grid.bits not in widths:
+        offered = ", ".join(map(str, sorted(widths)))
+        raise ConfigError(
+            f"target {target.name!r} offers {offered} bits here, the plan asks for {grid.bits}",
+            where=where,
+            remedy="edit `bits` in the plan, or use a target file that extends this one",
+        )
+    # A power of two is a valid symmetric threshold too; anything else must be of the target's own kind.
+    if grid.kind != kind and (kind, grid.kind) != ("symmetric", "power_of_two"):
+        raise ConfigError(f"target {target.name!r} computes with {kind} grids, the plan has {grid.kind}", where=where)
+
+
+def _check_sign(grid: Grid, signed: bool | None, where: str, target: Target) -> None:
+    if signed is not None and grid.signed != signed:
+        word = "signed" if signed else "unsigned"
+        raise ConfigError(f"target {target.name!r} has {word} activation codes only", where=where)
+
+
+def _check_shape(graph: Graph, grid: Grid, point: WeightPoint) -> None:
+    if not grid.signed:
+        raise ConfigError("weights have signed codes", where=point.layer)
+    if grid.narrow_range != point.rule.narrow_range:
+        raise ConfigError(
+            f"`narrow_range` must be {str(point.rule.narrow_range).lower()} on this target", where=point.layer
+        )
+    if grid.axis not in (None, point.axis):
+        raise ConfigError(f"the channel axis of this kernel is {point.axis}, the plan says {grid.axis}", where=point.layer)
+    read = graph.find(point.layer).weight
+    assert read is not None
+    if grid.axis is not None and grid.group_size is None:
+        channels = concrete_shape(read)[grid.axis]
+        if grid.size != channels:
+            raise ConfigError(f"the kernel has {channels} channels, the plan {grid.size} thresholds", where=point.layer)

@@ -1,0 +1,101 @@
+"""`QuantizedModel`: call it, move it, train it, `torch.export` it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import fx, nn
+
+from detent.graph import InputSpec
+from detent.records.grid import Grid
+from detent.records.plan import QuantPlan, TensorPlan
+
+__all__ = ["QuantizedModel"]
+
+
+class QuantizedModel(nn.Module):
+    """A network that computes on the grids of its plan.
+
+    Weights are stored as integer codes and expanded by `torch.ops.detent.dequantize`; every quantized activation passes
+    through `torch.ops.detent.fake_quantize`, whose gradient is straight-through.
+
+    Args:
+        graph_module: the ATen-level graph with those operators in place.
+        plan: the decisions it carries out.
+        inputs: the tensors it takes.
+        outputs: names of the values it returns.
+        dynamic_batch: whether any number of samples can be passed.
+        notes: non-fatal facts a user should know.
+        preprocessing: what must happen to raw data before the model sees it, for export metadata; None if unknown.
+    """
+
+    def __init__(
+        self,
+        graph_module: fx.GraphModule,
+        plan: QuantPlan,
+        *,
+        inputs: tuple[InputSpec, ...],
+        outputs: tuple[str, ...],
+        dynamic_batch: bool,
+        notes: list[str],
+        preprocessing: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.graph_module = graph_module
+        self.plan = plan
+        self.inputs = inputs
+        self.output_names = outputs
+        self.dynamic_batch = dynamic_batch
+        self.notes = notes
+        self.preprocessing = preprocessing
+        self.train(False)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the quantized network; takes and returns what the float model does."""
+        return self.graph_module(*args, **kwargs)
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the tensors it takes, in order."""
+        return tuple(spec.name for spec in self.inputs)
+
+    @property
+    def example(self) -> tuple[torch.Tensor, ...]:
+        """Zeros of the captured shapes and types, one per input: enough to trace the model."""
+        return tuple(torch.zeros(spec.shape, dtype=spec.dtype) for spec in self.inputs)
+
+    def summary(self, console: Console | None = None) -> None:
+        """Print a table of all quantized tensors with bits, limits and errors, then the notes."""
+        console = console or Console()
+        table = Table(title=f"{len(self.plan.weights)} kernels, {len(self.plan.activations)} activations, target {self.plan.target}")
+        for heading, justify in (
+            ("tensor", "left"),
+            ("grid", "left"),
+            ("bits", "right"),
+            ("lowest", "right"),
+            ("highest", "right"),
+            ("error", "right"),
+        ):
+            table.add_column(heading, justify="right" if justify == "right" else "left", no_wrap=heading == "tensor")
+        for name, entry in self.plan.activations.items():
+            table.add_row(name, *_cells(entry, self.plan.activation_grid(name)))
+        table.add_section()
+        for name, entry in self.plan.weights.items():
+            table.add_row(f"{name} weights", *_cells(entry, entry.grid))
+        console.print(table)
+        for note in self.notes:
+            console.print(f"note: {note}", markup=False)
+
+
+def _cells(entry: TensorPlan, grid: Grid | None) -> tuple[str, str, str, str, str]:
+    if grid is None:
+        return "float", "32", "", "", ""
+    low, high = grid.limits
+    kind = grid.kind.replace("_", " ") + ("" if grid.axis is None else f" x{grid.size}")
+    if entry.same_as is not None:
+        kind = f"as {entry.same_as}"
+    error = "" if entry.error is None else f"{entry.error:.3g}"
+    return kind, f"{grid.bits}{'s' if grid.signed else 'u'}", f"{low.min():.4g}", f"{high.max():.4g}", error

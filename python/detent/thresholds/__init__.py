@@ -1,0 +1,8 @@
+"""Thresholds: the grid of every activation and kernel, searched on saved statistics and raw weights."""
+
+from __future__ import annotations
+
+from detent.thresholds.biases import make_room_for_biases
+from detent.thresholds.search import search_activations, search_weights
+
+__all__ = ["make_room_for_biases", "search_activations", "search_weights"]

@@ -1,0 +1,170 @@
+"""From statistics and weights to grids: asks the kernels, and writes the answers as entries of a plan.
+
+No forward pass happens here. An activation's histogram, or a kernel's raw values, decide its grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from detent.config import QuantizationConfig
+from detent.errors import CalibrationError
+from detent.graph import Graph
+from detent.graph.placement import ActivationPoint, Placement, WeightPoint
+from detent.kernels.histogram_search import HistogramSearch, search_histogram
+from detent.kernels.statistics import StatisticsAccumulator
+from detent.kernels.weight_search import search_weights as search_kernel
+from detent.records.grid import Grid
+from detent.records.plan import TensorPlan
+from detent.records.statistics import Statistics, TensorStatistics
+from detent.targets import FixedGrid, Target
+
+__all__ = ["search_activations", "search_weights"]
+
+
+def search_activations(
+    graph: Graph, placement: Placement, statistics: Statistics, target: Target, config: QuantizationConfig
+) -> dict[str, TensorPlan]:
+    """The entry of every activation that `placement` quantizes, in its order.
+
+    Raises:
+        CalibrationError: the statistics lack a value.
+        ConfigError: the target does not offer the requested width.
+    """
+    return {
+        value: TensorPlan(grid=None, same_as=point.same_as)
+        if point.same_as is not None
+        else _plan_activation(graph, point, statistics, target, config)
+        for value, point in placement.activations.items()
+    }
+
+
+def _plan_activation(
+    graph: Graph, point: ActivationPoint, statistics: Statistics, target: Target, config: QuantizationConfig
+) -> TensorPlan:
+    bits = point.rule.choose_bits(config.activation_bits, what="activations", target=target.name)
+    fixed = point.op_rule.fixed_output(bits)
+    if fixed is not None:
+        return TensorPlan(grid=_prescribed(fixed))
+    if point.bounds is not None:
+        return TensorPlan(grid=_analytic(point, bits), metric="analytic range")
+    observed = _observed(graph, point, statistics)
+    (found,) = search_histogram(
+        observed.counts,
+        observed.first_bin,
+        observed.width,
+        minimum=observed.minimum,
+        maximum=observed.maximum,
+        zeros=observed.zeros,
+        bits=[bits],
+        grid=point.rule.kind,
+        metric=config.activation_metric,
+        p=config.p,
+        signed=point.rule.signed,
+        z_threshold=config.z_threshold,
+        mean=observed.mean,
+        std=observed.std,
+        min_threshold=config.min_threshold,
+    )
+    return TensorPlan(grid=_found_grid(point.rule.kind, found), error=found.error, metric=config.activation_metric)
+
+
+def _observed(graph: Graph, point: ActivationPoint, statistics: Statistics) -> TensorStatistics:
+    """Statistics of the value, or of all values that share its grid taken together."""
+    if point.constant:
+        accumulator = StatisticsAccumulator()
+        accumulator.update(graph.attribute(point.value).detach().reshape(1, -1).contiguous().numpy())
+        return TensorStatistics(accumulator.state())
+    missing = [member for member in point.members if member not in statistics]
+    if missing:
+        raise CalibrationError(
+            "the statistics hold nothing about a value that this target quantizes",
+            where=missing[0],
+            remedy="calibrate again without restricting `values`",
+        )
+    observed = statistics[point.members[0]]
+    for member in point.members[1:]:
+        observed = observed.merge(statistics[member])
+    return observed
+
+
+def _found_grid(kind: str, found: HistogramSearch) -> Grid:
+    if kind == "uniform":
+        return Grid(
+            kind="uniform",
+            bits=found.bits,
+            signed=found.signed,
+            lower=np.float32(found.lower),
+            upper=np.float32(found.upper),
+        )
+    return Grid.from_dict({"kind": kind, "bits": found.bits, "signed": found.signed, "threshold": found.threshold})
+
+
+def _prescribed(fixed: FixedGrid) -> Grid:
+    lower, upper = fixed.limits
+    return Grid.from_dict(
+        {"kind": "uniform", "bits": fixed.bits, "signed": fixed.signed, "lower": lower, "upper": upper}
+    )
+
+
+def _analytic(point: ActivationPoint, bits: int) -> Grid:
+    """The grid that just covers limits known beforehand, such as a sigmoid's [0, 1]."""
+    assert point.bounds is not None
+    lower, upper = point.bounds
+    signed = point.rule.signed if point.rule.signed is not None else lower < 0
+    if point.rule.kind == "uniform":
+        return Grid.from_dict({"kind": "uniform", "bits": bits, "signed": signed, "lower": lower, "upper": upper})
+    threshold = max(abs(lower), abs(upper))
+    if point.rule.kind == "power_of_two":
+        threshold = float(2.0 ** np.ceil(np.log2(threshold)))
+    return Grid.from_dict({"kind": point.rule.kind, "bits": bits, "signed": signed, "threshold": threshold})
+
+
+def search_weights(
+    graph: Graph, placement: Placement, target: Target, config: QuantizationConfig
+) -> dict[str, TensorPlan]:
+    """The entry of every kernel that `placement` quantizes, in its order.
+
+    Raises:
+        CalibrationError: a kernel holds NaN or infinity.
+        ConfigError: the target does not offer the requested width.
+    """
+    return {
+        layer: _plan_weight(graph, point, target, config) for layer, point in placement.weights.items()
+    }
+
+
+def _plan_weight(graph: Graph, point: WeightPoint, target: Target, config: QuantizationConfig) -> TensorPlan:
+    weight = graph.attribute(point.parameter).detach()
+    bits = point.rule.choose_bits(config.weights_bits, what="weights", target=target.name)
+    if not bool(weight.isfinite().all()):
+        raise CalibrationError(
+            "the weights hold NaN or infinity",
+            where=graph.find(point.layer).where,
+            remedy="check the checkpoint; a network with such weights cannot be quantized",
+        )
+    (found,) = search_kernel(
+        weight.numpy(),
+        bits=[bits],
+        grid=point.rule.kind,
+        metric=config.weights_metric,
+        p=config.p,
+        axis=point.axis,
+        narrow_range=point.rule.narrow_range,
+        min_threshold=config.min_threshold,
+        method=config.weight_search,
+    )
+    shared: Mapping[str, object] = {"bits": bits, "signed": True, "axis": point.axis}
+    if point.rule.kind == "uniform":
+        grid = Grid.from_dict({"kind": "uniform", "lower": found.lowers, "upper": found.uppers, **shared})
+    else:
+        narrow = point.rule.narrow_range
+        grid = Grid.from_dict(
+            {"kind": point.rule.kind, "threshold": found.thresholds, "narrow_range": narrow, **shared}
+        )
+    return TensorPlan(
+        grid=grid, error=float(np.mean(found.errors)), metric=config.weights_metric, bias_bits=point.bias_bits
+    )
+
