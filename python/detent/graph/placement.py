@@ -176,7 +176,9 @@ class _Planner:
                     continue
                 source = self.drafts[source].same_as or source
                 if self.drafts[source].op_rule.fixed_outputs:
-                    self.notes.append(f"{self._name(source)}: the target prescribes its grid, so {node.name} requantizes it")
+                    self.notes.append(
+                        f"{self._name(source)}: the target prescribes its grid, so {node.name} requantizes it"
+                    )
                 elif find(source) is not find(node.node):
                     parent[find(source)] = find(node.node)
         return {value: find(value) for value in self.drafts if value in parent or value in parent.values()}

@@ -181,9 +181,7 @@ def _storage(grid: Grid) -> str:
     return ("int" if grid.signed else "uint") + ("8" if grid.bits <= 8 else "16")
 
 
-def _bias_codes(
-    bias: npt.NDArray[np.float32], scale: npt.NDArray[np.float32], where: str
-) -> npt.NDArray[np.int32]:
+def _bias_codes(bias: npt.NDArray[np.float32], scale: npt.NDArray[np.float32], where: str) -> npt.NDArray[np.int32]:
     codes = np.rint(bias.astype(np.float64) / scale.astype(np.float64))
     worst = int(np.argmax(np.abs(codes)))
     if abs(codes[worst]) > _INT32_MAX:

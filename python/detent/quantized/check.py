@@ -90,7 +90,9 @@ def _check_shape(graph: Graph, grid: Grid, point: WeightPoint) -> None:
             f"`narrow_range` must be {str(point.rule.narrow_range).lower()} on this target", where=point.layer
         )
     if grid.axis not in (None, point.axis):
-        raise ConfigError(f"the channel axis of this kernel is {point.axis}, the plan says {grid.axis}", where=point.layer)
+        raise ConfigError(
+            f"the channel axis of this kernel is {point.axis}, the plan says {grid.axis}", where=point.layer
+        )
     read = graph.find(point.layer).weight
     assert read is not None
     if grid.axis is not None and grid.group_size is None:

@@ -70,7 +70,9 @@ class QuantizedModel(nn.Module):
     def summary(self, console: Console | None = None) -> None:
         """Print a table of all quantized tensors with bits, limits and errors, then the notes."""
         console = console or Console()
-        table = Table(title=f"{len(self.plan.weights)} kernels, {len(self.plan.activations)} activations, target {self.plan.target}")
+        table = Table(
+            title=f"{len(self.plan.weights)} kernels, {len(self.plan.activations)} activations, target {self.plan.target}"
+        )
         for heading, justify in (
             ("tensor", "left"),
             ("grid", "left"),

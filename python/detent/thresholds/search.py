@@ -12,6 +12,7 @@ import numpy as np
 from detent.config import QuantizationConfig
 from detent.errors import CalibrationError
 from detent.graph import Graph
+from detent.graph.functional import attribute
 from detent.graph.placement import ActivationPoint, Placement, WeightPoint
 from detent.kernels.histogram_search import HistogramSearch, search_histogram
 from detent.kernels.statistics import StatisticsAccumulator
@@ -75,7 +76,7 @@ def _observed(graph: Graph, point: ActivationPoint, statistics: Statistics) -> T
     """Statistics of the value, or of all values that share its grid taken together."""
     if point.constant:
         accumulator = StatisticsAccumulator()
-        accumulator.update(graph.attribute(point.value).detach().reshape(1, -1).contiguous().numpy())
+        accumulator.update(attribute(graph.module, point.value).detach().reshape(1, -1).contiguous().numpy())
         return TensorStatistics(accumulator.state())
     missing = [member for member in point.members if member not in statistics]
     if missing:
@@ -131,18 +132,16 @@ def search_weights(
         CalibrationError: a kernel holds NaN or infinity.
         ConfigError: the target does not offer the requested width.
     """
-    return {
-        layer: _plan_weight(graph, point, target, config) for layer, point in placement.weights.items()
-    }
+    return {layer: _plan_weight(graph, point, target, config) for layer, point in placement.weights.items()}
 
 
 def _plan_weight(graph: Graph, point: WeightPoint, target: Target, config: QuantizationConfig) -> TensorPlan:
-    weight = graph.attribute(point.parameter).detach()
+    weight = attribute(graph.module, point.parameter).detach()
     bits = point.rule.choose_bits(config.weights_bits, what="weights", target=target.name)
     if not bool(weight.isfinite().all()):
         raise CalibrationError(
             "the weights hold NaN or infinity",
-            where=graph.find(point.layer).where,
+            where=_location(graph, point.layer),
             remedy="check the checkpoint; a network with such weights cannot be quantized",
         )
     (found,) = search_kernel(
@@ -168,3 +167,7 @@ def _plan_weight(graph: Graph, point: WeightPoint, target: Target, config: Quant
         grid=grid, error=float(np.mean(found.errors)), metric=config.weights_metric, bias_bits=point.bias_bits
     )
 
+
+def _location(graph: Graph, name: str) -> str:
+    source = graph.find(name).source
+    return name if source is None else f"{name} ({source})"
