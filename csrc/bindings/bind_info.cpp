@@ -17,6 +17,7 @@ void register_info(py::module_& module) {
 #else
   module.attr("compiler") = "gcc " __VERSION__;
 #endif
+  module.def("compiled_isas", &compiled_isas, "Instruction sets compiled in, slowest first.");
   module.def("available_isas", &available_isas, "Instruction sets compiled in that this machine runs, slowest first.");
   module.def("active_isa", [] { return isa_name(active_isa()); }, "The instruction set in use.");
   module.def("set_isa", &set_isa, py::arg("name"), "Switch the whole process to another instruction set.");

@@ -55,9 +55,17 @@ const char* isa_name(Isa isa) {
   }
 }
 
+std::vector<std::string> compiled_isas() {
+#if defined(__x86_64__)
+  return {"baseline", "avx2", "avx512"};
+#else
+  return {"baseline"};
+#endif
+}
+
 std::vector<std::string> available_isas() {
-  std::vector<std::string> names;
-  for (int i = 0; i <= static_cast<int>(best_isa()); ++i) names.emplace_back(isa_name(static_cast<Isa>(i)));
+  std::vector<std::string> names = compiled_isas();
+  names.resize(static_cast<size_t>(best_isa()) + 1);
   return names;
 }
 

@@ -18,6 +18,9 @@ void set_isa(const std::string& name);
 
 const char* isa_name(Isa isa);
 
+// Names of all sets that are compiled in, slowest first.
+std::vector<std::string> compiled_isas();
+
 // Names of the sets that are compiled in and that this machine runs, slowest first.
 std::vector<std::string> available_isas();
 

@@ -1,10 +1,85 @@
-"""detent: post-training quantization for PyTorch."""
+"""detent: post-training quantization for PyTorch.
+
+    qmodel = detent.quantize(model, data, target="imx500")
+    detent.export(qmodel, "model.onnx")
+
+or step by step: `capture`, `calibrate`, `plan`, `apply`. Names are loaded when first used, so that importing
+`detent.kernels` does not import torch.
+"""
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
 from detent import _core
+from detent.errors import DetentError
 from detent.kernels.build import build_info
 
-__all__ = ["__version__", "build_info"]
+if TYPE_CHECKING:
+    from detent.config import QuantizationConfig
+    from detent.exporters import export
+    from detent.graph import Graph
+    from detent.pipeline import apply, calibrate, capture, plan, quantize
+    from detent.quantized import QuantizedModel
+    from detent.records.grid import Grid
+    from detent.records.plan import QuantPlan
+    from detent.records.statistics import Statistics
+    from detent.targets import load_target, target_names
+
+__all__ = [
+    "DetentError",
+    "Graph",
+    "Grid",
+    "QuantPlan",
+    "QuantizationConfig",
+    "QuantizedModel",
+    "Statistics",
+    "apply",
+    "build_info",
+    "calibrate",
+    "capture",
+    "export",
+    "load_target",
+    "plan",
+    "quantize",
+    "target_names",
+]
 
 __version__: str = _core.version
+
+_HOMES: Final = {
+    "Graph": "detent.graph",
+    "Grid": "detent.records.grid",
+    "QuantPlan": "detent.records.plan",
+    "QuantizationConfig": "detent.config",
+    "QuantizedModel": "detent.quantized",
+    "Statistics": "detent.records.statistics",
+    "apply": "detent.pipeline",
+    "calibrate": "detent.pipeline",
+    "capture": "detent.pipeline",
+    "export": "detent.exporters",
+    "load_target": "detent.targets",
+    "plan": "detent.pipeline",
+    "quantize": "detent.pipeline",
+    "target_names": "detent.targets",
+}
+
+
+def get_include() -> str:
+    """Folder of the C++ headers, for projects that embed the kernels."""
+    from pathlib import Path
+
+    return str(Path(__file__).resolve().parent / "include")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'detent' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

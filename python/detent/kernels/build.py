@@ -10,10 +10,11 @@ __all__ = ["BuildInfo", "build_info"]
 
 
 class BuildInfo(TypedDict):
-    """Version, compiler, instruction sets compiled in that this machine runs, the one in use, threads in use."""
+    """Version, compiler, instruction sets compiled in, those this machine runs, the one in use, threads in use."""
 
     version: str
     compiler: str
+    compiled_isas: list[str]
     available_isas: list[str]
     active_isa: str
     num_threads: int
@@ -24,6 +25,7 @@ def build_info() -> BuildInfo:
     return BuildInfo(
         version=_core.version,
         compiler=_core.compiler,
+        compiled_isas=_core.compiled_isas(),
         available_isas=_core.available_isas(),
         active_isa=_core.active_isa(),
         num_threads=_core.num_threads(),

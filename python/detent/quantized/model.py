@@ -70,18 +70,10 @@ class QuantizedModel(nn.Module):
     def summary(self, console: Console | None = None) -> None:
         """Print a table of all quantized tensors with bits, limits and errors, then the notes."""
         console = console or Console()
-        table = Table(
-            title=f"{len(self.plan.weights)} kernels, {len(self.plan.activations)} activations, target {self.plan.target}"
-        )
-        for heading, justify in (
-            ("tensor", "left"),
-            ("grid", "left"),
-            ("bits", "right"),
-            ("lowest", "right"),
-            ("highest", "right"),
-            ("error", "right"),
-        ):
-            table.add_column(heading, justify="right" if justify == "right" else "left", no_wrap=heading == "tensor")
+        counts = f"{len(self.plan.weights)} kernels, {len(self.plan.activations)} activations"
+        table = Table("tensor", "grid", title=f"{counts}, target {self.plan.target}")
+        for heading in ("bits", "lowest", "highest", "error"):
+            table.add_column(heading, justify="right", no_wrap=True)
         for name, entry in self.plan.activations.items():
             table.add_row(name, *_cells(entry, self.plan.activation_grid(name)))
         table.add_section()
