@@ -22,8 +22,9 @@ namespace py = pybind11;
 
 template <class T>
 inline void require_dtype(const py::array& array, const char* name) {
-  require(py::isinstance<py::array_t<T>>(array), name, " must have dtype ", std::string(py::str(py::dtype::of<T>())),
-          ", got ", std::string(py::str(array.dtype())), "; convert it explicitly, detent never casts silently");
+  if (py::isinstance<py::array_t<T>>(array)) return;  // the message is costly: built only when needed
+  fail(name, " must have dtype ", std::string(py::str(py::dtype::of<T>())), ", got ",
+       std::string(py::str(array.dtype())), "; convert it explicitly, detent never casts silently");
 }
 
 inline std::string shape_text(const py::array& array) {
@@ -39,7 +40,8 @@ inline std::optional<std::vector<py::ssize_t>> memory_order(const py::array& arr
   if (array.size() == 0) return axes;
   // Insertion sort by stride, descending: few axes, and stable for equal strides.
   for (size_t i = 1; i < axes.size(); ++i) {
-    for (size_t j = i; j > 0 && array.strides(axes[j - 1]) < array.strides(axes[j]); --j) std::swap(axes[j - 1], axes[j]);
+    for (size_t j = i; j > 0 && array.strides(axes[j - 1]) < array.strides(axes[j]); --j)
+      std::swap(axes[j - 1], axes[j]);
   }
   py::ssize_t expected = array.itemsize();
   for (size_t i = axes.size(); i-- > 0;) {
@@ -61,17 +63,21 @@ struct DenseShape {
 template <class T>
 inline DenseShape require_dense(const py::array& array, std::optional<int64_t> axis, const char* name) {
   require_dtype<T>(array, name);
-  require(array.ndim() == 0 || array.size() == 0 || memory_order(array).has_value(), name, " of shape ", shape_text(array),
-          " has gaps between its elements (it is a strided view); pass a dense array: numpy.ascontiguousarray(", name,
-          ") or tensor.contiguous()");
+  const bool c_order = (array.flags() & py::array::c_style) != 0;
+  if (!c_order && array.size() != 0 && !memory_order(array).has_value()) {
+    fail(name, " of shape ", shape_text(array),
+         " has gaps between its elements (it is a strided view); pass a dense array: numpy.ascontiguousarray(", name,
+         ") or tensor.contiguous()");
+  }
   DenseShape dense;
   if (!axis) {
     dense.inner = array.size();
     return dense;
   }
   const int64_t channel_axis = *axis < 0 ? *axis + array.ndim() : *axis;
-  require(channel_axis >= 0 && channel_axis < array.ndim(), "axis ", *axis, " is outside ", name, " of shape ",
-          shape_text(array));
+  if (channel_axis < 0 || channel_axis >= array.ndim()) {
+    fail("axis ", *axis, " is outside ", name, " of shape ", shape_text(array));
+  }
   dense.channels = array.shape(channel_axis);
   if (array.size() == 0) {
     dense.inner = 0;
@@ -99,8 +105,9 @@ inline DenseShape require_dense(const py::array& array, std::optional<int64_t> a
 template <class T>
 inline const T* require_vector(const py::array& array, int64_t size, const char* name) {
   require_dtype<T>(array, name);
-  require(array.ndim() == 1 && (array.size() <= 1 || array.strides(0) == array.itemsize()), name,
-          " must be a contiguous vector, got shape ", shape_text(array));
+  if (array.ndim() != 1 || (array.size() > 1 && array.strides(0) != array.itemsize())) {
+    fail(name, " must be a contiguous vector, got shape ", shape_text(array));
+  }
   require(size < 0 || array.size() == size, name, " must have ", size, " elements, got ", array.size());
   return static_cast<const T*>(array.data());
 }
@@ -128,11 +135,11 @@ inline T* require_out(py::array& out, const py::array& like, const char* name) {
   require(out.writeable(), name, " is read-only");
   bool same = out.ndim() == like.ndim();
   for (py::ssize_t d = 0; same && d < out.ndim(); ++d) same = out.shape(d) == like.shape(d);
-  require(same, name, " must have shape ", shape_text(like), ", got ", shape_text(out));
+  if (!same) fail(name, " must have shape ", shape_text(like), ", got ", shape_text(out));
   for (py::ssize_t d = 0; d < out.ndim(); ++d) {
     const bool same_stride = out.shape(d) <= 1 || out.strides(d) / out.itemsize() == like.strides(d) / like.itemsize();
-    require(same_stride || out.size() == 0, name, " must have the memory order of the input (strides differ on axis ", d,
-            ")");
+    require(same_stride || out.size() == 0, name, " must have the memory order of the input (strides differ on axis ",
+            d, ")");
   }
   return static_cast<T*>(out.mutable_data());
 }

@@ -5,6 +5,7 @@
 namespace detent::bindings {
 void register_info(pybind11::module_& module);
 void register_fake_quant(pybind11::module_& module);
+void register_lut(pybind11::module_& module);
 void register_error(pybind11::module_& module);
 void register_statistics(pybind11::module_& module);
 void register_histogram_search(pybind11::module_& module);
@@ -15,6 +16,7 @@ PYBIND11_MODULE(_core, module) {
   module.doc() = "Compiled kernels of detent. Use them through detent.kernels.";
   detent::bindings::register_info(module);
   detent::bindings::register_fake_quant(module);
+  detent::bindings::register_lut(module);
   detent::bindings::register_error(module);
   detent::bindings::register_statistics(module);
   detent::bindings::register_histogram_search(module);
