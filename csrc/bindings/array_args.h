@@ -29,7 +29,10 @@ inline void require_dtype(const py::array& array, const char* name) {
 
 inline std::string shape_text(const py::array& array) {
   std::string text = "[";
-  for (py::ssize_t d = 0; d < array.ndim(); ++d) text += (d ? ", " : "") + std::to_string(array.shape(d));
+  for (py::ssize_t d = 0; d < array.ndim(); ++d) {
+    if (d > 0) text += ", ";
+    text += std::to_string(array.shape(d));
+  }
   return text + "]";
 }
 
