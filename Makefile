@@ -25,7 +25,7 @@ test: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/kernels.py
 
-lint: $(VENV)/.dependencies
+lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp')
@@ -35,18 +35,15 @@ lint: $(VENV)/.dependencies
 clean:
 	rm -rf $(VENV) build out
 
-# Dependencies: only when their list changes. The package's metadata lists them, so it is built here once, too.
-$(VENV)/.dependencies: pyproject.toml constraints.txt
+$(VENV)/.created:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 10) else \
 	  "detent needs Python 3.10 or newer, %s is %d.%d: run make PYTHON=python3.11" % (sys.executable, v[0], v[1]))'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -c constraints.txt $(BUILD_TOOLS)
+	@touch $@
+
+# Installs what is missing, and the package itself. The build folder is kept, so only changed files are compiled.
+$(VENV)/.installed: $(VENV)/.created constraints.txt pyproject.toml $(SOURCES)
 	PATH="$(abspath $(BIN)):$$PATH" $(PIP) install -c constraints.txt --no-build-isolation \
 	  -C cmake.define.DETENT_WERROR=$(DETENT_WERROR) '.[dev]'
-	touch $@
-
-# The package: whenever a source changes. The build folder is kept, so only changed files are compiled.
-$(VENV)/.installed: $(VENV)/.dependencies $(SOURCES)
-	PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --no-build-isolation --no-deps \
-	  -C cmake.define.DETENT_WERROR=$(DETENT_WERROR) .
-	touch $@
+	@touch $@
