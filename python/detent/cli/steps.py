@@ -12,7 +12,8 @@ from rich.console import Console
 
 import detent
 from detent.config import QuantizationConfig
-from detent.errors import ConfigError, FormatError
+from detent.errors import FormatError
+from detent.statistics import first_batch
 from detent.targets import load_target
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ def quantize_to_folder(
     config = QuantizationConfig(**options)
     _make_folder(out)
     with _step(console, "capture"):
-        graph = detent.capture(model, first_batch(data))
+        example, _ = first_batch(data, model)
+        graph = detent.capture(model, example)
     partial = out / "calibration.partial" if resume else None
     with _step(console, "calibrate"):
         statistics = detent.calibrate(graph, data, progress=console.is_terminal, resume=partial)
@@ -51,7 +53,7 @@ def quantize_to_folder(
         plan = detent.plan(graph, statistics, target=target, config=config)
         plan.save(out / "plan.json")
         quantized = detent.apply(graph, plan)
-    console.print(quantized.summary(), markup=False)
+    quantized.summary(console)
     written = ["plan.json", "statistics.safetensors"]
     if onnx:
         with _step(console, "export"):
@@ -60,29 +62,6 @@ def quantize_to_folder(
     if partial is not None:
         partial.unlink(missing_ok=True)
     console.print(f"written to {out}: {', '.join(written)}", markup=False, soft_wrap=True)
-
-
-def first_batch(data: Path) -> Any:
-    """Two samples of an `.npz` file, in the form the model takes them, to trace the model with.
-
-    Raises:
-        FormatError: not an `.npz` file.
-        ConfigError: the file holds no samples.
-    """
-    import numpy as np
-    import torch
-
-    try:
-        with np.load(data, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise FormatError(
-            f"cannot read the calibration data: {error}", where=str(data), remedy="save it with numpy.savez"
-        ) from None
-    if not arrays or any(array.ndim == 0 or len(array) == 0 for array in arrays.values()):
-        raise ConfigError("the calibration data holds no samples", where=str(data))
-    tensors = {name: torch.from_numpy(array[:2]) for name, array in arrays.items()}
-    return tensors if len(tensors) > 1 else next(iter(tensors.values()))
 
 
 def _make_folder(out: Path) -> None:

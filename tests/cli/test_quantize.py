@@ -1,0 +1,112 @@
+"""`detent quantize` and `detent inspect` on a real network, and what they say about bad input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+import detent
+from detent.cli.app import app
+from detent.demo.data import calibration_images
+from detent.demo.network import load_network
+
+FACTORY = "detent.demo.network:load_network"
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "calib.npz"
+    np.savez(path, x=calibration_images()[:64].numpy())
+    return path
+
+
+@pytest.fixture(scope="module")
+def quantized(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    out = tmp_path_factory.mktemp("quantized") / "out"
+    return out, run("quantize", FACTORY, "--data", data, "--target", "imx500", "--out", out, "--z-threshold", 8)
+
+
+def test_it_writes_plan_statistics_and_onnx(quantized: tuple[Path, Result]) -> None:
+    out, result = quantized
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in out.iterdir()) == ["model.onnx", "plan.json", "statistics.safetensors"]
+    plan = detent.QuantPlan.load(out / "plan.json")
+    assert (plan.target, plan.samples, dict(plan.config)) == ("imx500", 64, {"z_threshold": 8.0})
+    onnx.checker.check_model(onnx.load(out / "model.onnx"), full_check=True)
+    assert "block1.depthwise" in result.stdout
+
+
+def test_inspect_shows_what_was_written(quantized: tuple[Path, Result]) -> None:
+    out, _ = quantized
+    plan = run("inspect", out / "plan.json")
+    assert plan.exit_code == 0, plan.output
+    assert "block1.depthwise" in plan.stdout
+    assert "z_threshold=8.0" in plan.stdout
+    statistics = run("inspect", out / "statistics.safetensors")
+    assert statistics.exit_code == 0, statistics.output
+    assert "64" in statistics.stdout
+
+
+def test_a_saved_program_gives_the_same_plan_as_the_module(
+    data: Path, quantized: tuple[Path, Result], tmp_path: Path
+) -> None:
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(load_network(), (torch.zeros(2, 1, 8, 8),), dynamic_shapes=({0: batch},))
+    torch.export.save(program, tmp_path / "net.pt2")
+    result = run("quantize", tmp_path / "net.pt2", "--data", data, "--out", tmp_path / "out", "--no-onnx")
+    assert result.exit_code == 0, result.output
+    assert not (tmp_path / "out" / "model.onnx").exists()
+    from_file, from_module = (
+        detent.QuantPlan.load(folder / "plan.json") for folder in (tmp_path / "out", quantized[0])
+    )
+    assert len(from_file.weights) == len(from_module.weights)
+
+
+def test_resume_leaves_nothing_behind(data: Path, quantized: tuple[Path, Result], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = run("quantize", FACTORY, "--data", data, "--target", "imx500", "--out", out, "--resume", "--no-onnx")
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in out.iterdir()) == ["plan.json", "statistics.safetensors"]
+    again, before = ((folder / "statistics.safetensors").read_bytes() for folder in (out, quantized[0]))
+    assert again == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((FACTORY, "--target", "imx50"), "did you mean 'imx500'"),
+        ((FACTORY, "--weights-bits", 3, "--target", "imx500"), "no 3-bit weights"),
+        (("no_such_module:x",), "cannot import the model"),
+        (("absent.pt2",), "absent.pt2"),
+    ],
+)
+def test_bad_requests(arguments: tuple[object, ...], message: str, data: Path, tmp_path: Path) -> None:
+    result = run("quantize", *arguments, "--data", data, "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_bad_data(tmp_path: Path) -> None:
+    (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04 not really")
+    np.savez(tmp_path / "empty.npz", x=np.zeros((0, 1, 8, 8), np.float32))
+    for name in ("broken", "empty", "absent"):
+        result = run("quantize", FACTORY, "--data", tmp_path / f"{name}.npz", "--out", tmp_path / "out")
+        assert result.exit_code == 1, result.output
+        assert "Traceback" not in result.output
+
+
+def test_an_output_folder_that_cannot_be_made(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = run("quantize", FACTORY, "--data", data, "--out", tmp_path / "file" / "out")
+    assert result.exit_code == 1
+    assert "cannot create the output folder" in result.stderr
