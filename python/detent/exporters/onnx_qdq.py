@@ -1,0 +1,149 @@
+"""ONNX files in the QDQ form: `QuantizeLinear`/`DequantizeLinear` pairs around float operators.
+
+Weights are stored as integers of their own width and biases as int32, each behind a `DequantizeLinear`, so that one
+file serves onnxruntime, OpenVINO, TensorRT and vendor tools that read the form.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final
+
+from detent import _core
+from detent.errors import ExportError, FormatError
+from detent.exporters.onnx_graph import OnnxGraph
+from detent.exporters.onnx_lowering import fold_weight_transposes, lower_quantizers
+from detent.exporters.onnx_names import name_batch_axis, name_values, strip_leftovers
+from detent.exporters.onnx_torch import least_opset, tag_quantizers, translate
+from detent.exporters.subject import ExportableModel
+from detent.records.files import write_atomically
+from detent.records.grid import Grid
+
+__all__ = ["export_onnx", "require_extra"]
+
+_LARGEST_BYTES: Final = 2**31 - 1
+"""A protobuf message cannot be larger."""
+
+
+def export_onnx(qmodel: ExportableModel, path: str | Path, *, opset: int | None = None) -> Path:
+    """Write a quantized model as a QDQ ONNX file and return its path.
+
+    The same model gives the same bytes. The batch axis is named `batch` if the model was captured with a dynamic one.
+
+    Args:
+        qmodel: a `QuantizedModel`.
+        path: file to write; it is complete or not there.
+        opset: ONNX operator set; None takes the lowest that holds the model: 18, or 21 where codes of 4 or 16 bits or
+            scales per group need it.
+
+    Raises:
+        ExportError: the packages of the `onnx` extra are missing, an operator or grid has no ONNX form (at this opset),
+            the file would be larger than 2 GiB, or it cannot be written.
+    """
+    path = Path(path)
+    for package in ("onnx", "onnxscript"):
+        require_extra(package)
+    if not path.parent.is_dir():
+        raise ExportError(
+            "the folder does not exist", where=str(path.parent), remedy="create it, or choose another path"
+        )
+    tagged = tag_quantizers(qmodel)
+    chosen = _choose_opset(opset, least_opset(tagged))
+    proto = translate(qmodel, tagged, chosen)
+    found = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
+    if found != chosen:
+        raise ExportError(f"torch wrote opset {found} where {chosen} was asked for", remedy=f"use opset={found}")
+    graph = OnnxGraph(proto)
+    fold_weight_transposes(graph)
+    name_values(graph, tagged.quantizers, [spec.name for spec in qmodel.inputs], qmodel.output_names)
+    lower_quantizers(graph, tagged.quantizers)
+    graph.write_back()
+    if qmodel.dynamic_batch:
+        name_batch_axis(proto)
+    strip_leftovers(proto)
+    _describe(proto, qmodel)
+    _write(proto, path)
+    return path
+
+
+def require_extra(package: str) -> Any:
+    """Import a package of the `onnx` extra.
+
+    Raises:
+        ExportError: it is not installed; the error names the extra.
+    """
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise ExportError(
+            f"ONNX export needs the package {package!r}: {error}", remedy='pip install "detent[onnx]"'
+        ) from error
+
+
+def _choose_opset(asked: int | None, least: tuple[int, str]) -> int:
+    lowest, reason = least
+    if asked is None:
+        return lowest
+    if asked < lowest:
+        raise ExportError(f"opset {asked} is too old: {reason}", remedy=f"use opset={lowest} or newer")
+    return asked
+
+
+def _describe(proto: Any, qmodel: ExportableModel) -> None:
+    """Who wrote the file, from which plan, for which target."""
+    from onnx import helper
+
+    plan = qmodel.plan
+    version = _core.version
+    proto.producer_name, proto.producer_version = "detent", version
+    proto.graph.name = "detent"
+    widths = {
+        "activations": {name: _in_words(plan.activation_grid(name)) for name in plan.activations},
+        "weights": {name: _in_words(entry.grid) for name, entry in plan.weights.items()},
+    }
+    properties = {
+        "detent.version": version,
+        "detent.target": plan.target,
+        "detent.plan_sha256": hashlib.sha256(plan.to_json().encode()).hexdigest(),
+        "detent.plan": _compact(widths),
+        "detent.samples": str(plan.samples),
+    }
+    if qmodel.preprocessing is not None:
+        properties["detent.preprocessing"] = _compact(qmodel.preprocessing)
+    helper.set_model_props(proto, properties)
+
+
+def _in_words(grid: Grid | None) -> str:
+    return "float" if grid is None else f"{grid.kind} {'int' if grid.signed else 'uint'}{grid.bits}"
+
+
+def _compact(data: Mapping[str, Any]) -> str:
+    return json.dumps(data, separators=(",", ":"), ensure_ascii=False)
+
+
+def _write(proto: Any, path: Path) -> None:
+    import onnx
+
+    size = sum(len(tensor.raw_data) for tensor in proto.graph.initializer)
+    if size > _LARGEST_BYTES:
+        raise ExportError(
+            f"the weights take {size / 2**30:.1f} GiB, and an ONNX file holds at most 2 GiB",
+            where=str(path),
+            remedy="quantize more layers, or use fewer bits",
+        )
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(
+            f"the exported graph does not pass ONNX's own check: {error}",
+            where=str(path),
+            remedy="this is a fault of detent or of torch's exporter; please report it with the model",
+        ) from error
+    try:
+        write_atomically(path, proto.SerializeToString(deterministic=True))
+    except FormatError as error:
+        raise ExportError(error.what, where=error.where, remedy=error.remedy) from error

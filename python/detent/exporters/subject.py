@@ -1,0 +1,44 @@
+"""What an exporter needs of a quantized model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import fx
+
+from detent.graph import InputSpec
+from detent.records.plan import QuantPlan
+
+__all__ = ["ExportableModel"]
+
+
+class ExportableModel(Protocol):
+    """The attributes of a `QuantizedModel` that exporters read.
+
+    `graph_module` holds ATen operators as `torch.export` gives them, `torch.ops.detent.fake_quantize` on activations
+    and `torch.ops.detent.dequantize` of integer buffers for kernels and biases. Its nodes keep the names and source
+    lines that `detent.capture` wrote into their meta.
+    """
+
+    @property
+    def graph_module(self) -> fx.GraphModule: ...
+
+    @property
+    def plan(self) -> QuantPlan: ...
+
+    @property
+    def inputs(self) -> Sequence[InputSpec]: ...
+
+    @property
+    def output_names(self) -> Sequence[str]: ...
+
+    @property
+    def example(self) -> tuple[torch.Tensor, ...]: ...
+
+    @property
+    def dynamic_batch(self) -> bool: ...
+
+    @property
+    def preprocessing(self) -> Mapping[str, Any] | None: ...
