@@ -189,6 +189,9 @@ def test_unknown_names_and_files(tmp_path: Path) -> None:
     (tmp_path / "broken.json").write_text('{"name": "x"')
     with pytest.raises(FormatError, match="not valid JSON"):
         load_target(tmp_path / "broken.json")
+    (tmp_path / "twice.json").write_text('{"ops": {"conv": {}, "conv": {}}}')
+    with pytest.raises(ConfigError, match="'conv' is written twice"):
+        load_target(tmp_path / "twice.json")
     (tmp_path / "list.json").write_text("[]")
     with pytest.raises(FormatError, match="one JSON object"):
         load_target(tmp_path / "list.json")
