@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+// Vectors of the width of the instruction set being compiled, for kernels that the compiler does not vectorize well by
+// itself. Arithmetic and comparisons are the operators of GCC/Clang vector types; only what those spell badly
+// (widening, directed rounding, mask tests) goes through intrinsics. Include from kernel sources only (they define
+// DETENT_ISA).
+#pragma once
+
+#include <cstdint>
+
+#if defined(__x86_64__)
+#pragma GCC diagnostic push
+// GCC before 13 takes the deliberately undefined operands inside its own AVX-512 header for mistakes.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include <immintrin.h>
+#pragma GCC diagnostic pop
+#endif
+
+#include "support/isa.h"
+
+namespace detent::DETENT_ISA::simd {
+
+#if defined(__AVX512F__)
+constexpr int kBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kBytes = 32;
+#else
+constexpr int kBytes = 16;
+#endif
+constexpr int kFloats = kBytes / 4;
+constexpr int kDoubles = kBytes / 8;
+
+typedef float Floats __attribute__((vector_size(kBytes)));
+typedef double Doubles __attribute__((vector_size(kBytes)));
+typedef int32_t Ints __attribute__((vector_size(kBytes)));
+typedef float UnalignedFloats __attribute__((vector_size(kBytes), aligned(4), may_alias));
+
+inline Floats load(const float* x) { return *reinterpret_cast<const UnalignedFloats*>(x); }
+
+#if defined(__AVX512F__)
+
+// kDoubles floats, widened.
+inline Doubles load_widened(const float* x) { return (Doubles)_mm512_cvtps_pd(_mm256_loadu_ps(x)); }
+// These keep the second argument where the first is NaN.
+inline Floats minimum(Floats x, Floats kept) { return (Floats)_mm512_min_ps((__m512)x, (__m512)kept); }
+inline Floats maximum(Floats x, Floats kept) { return (Floats)_mm512_max_ps((__m512)x, (__m512)kept); }
+inline Ints truncate(Floats x) { return (Ints)_mm512_cvttps_epi32((__m512)x); }
+inline Ints floor_to_int(Floats x) {
+  return (Ints)_mm512_cvt_roundps_epi32((__m512)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+}
+inline bool all_true(Ints mask) { return _mm512_movepi32_mask((__m512i)mask) == 0xffff; }
+// base + (x == 0 ? extra : 0)
+inline Ints add_where_zero(Ints base, Floats x, Ints extra) {
+  const __mmask16 zero = _mm512_cmp_ps_mask((__m512)x, _mm512_setzero_ps(), _CMP_EQ_OQ);
+  return (Ints)_mm512_mask_add_epi32((__m512i)base, zero, (__m512i)base, (__m512i)extra);
+}
+
+#elif defined(__AVX2__)
+
+inline Doubles load_widened(const float* x) { return (Doubles)_mm256_cvtps_pd(_mm_loadu_ps(x)); }
+inline Floats minimum(Floats x, Floats kept) { return (Floats)_mm256_min_ps((__m256)x, (__m256)kept); }
+inline Floats maximum(Floats x, Floats kept) { return (Floats)_mm256_max_ps((__m256)x, (__m256)kept); }
+inline Ints truncate(Floats x) { return (Ints)_mm256_cvttps_epi32((__m256)x); }
+inline Ints floor_to_int(Floats x) { return (Ints)_mm256_cvttps_epi32(_mm256_floor_ps((__m256)x)); }
+inline bool all_true(Ints mask) { return _mm256_movemask_ps((__m256)mask) == 0xff; }
+inline Ints add_where_zero(Ints base, Floats x, Ints extra) { return base + ((x == 0.0f) & extra); }
+
+#else
+
+inline Floats minimum(Floats x, Floats kept) { return x < kept ? x : kept; }
+inline Floats maximum(Floats x, Floats kept) { return x > kept ? x : kept; }
+#if defined(__x86_64__)
+inline Doubles load_widened(const float* x) {
+  return (Doubles)_mm_cvtps_pd(_mm_castpd_ps(_mm_load_sd(reinterpret_cast<const double*>(x))));
+}
+inline Ints truncate(Floats x) { return (Ints)_mm_cvttps_epi32((__m128)x); }
+inline bool all_true(Ints mask) { return _mm_movemask_ps((__m128)mask) == 0xf; }
+#else
+inline Doubles load_widened(const float* x) { return Doubles{x[0], x[1]}; }
+inline Ints truncate(Floats x) { return __builtin_convertvector(x, Ints); }
+inline bool all_true(Ints mask) { return (mask[0] & mask[1] & mask[2] & mask[3]) != 0; }
+#endif
+inline Ints floor_to_int(Floats x) {
+  const Ints towards_zero = truncate(x);
+  return towards_zero + (__builtin_convertvector(towards_zero, Floats) > x);  // a true comparison is -1
+}
+inline Ints add_where_zero(Ints base, Floats x, Ints extra) { return base + ((x == 0.0f) & extra); }
+
+#endif
+
+}  // namespace detent::DETENT_ISA::simd
