@@ -9,10 +9,11 @@ import numpy.typing as npt
 import torch
 from torch import fx
 
-from detent import kernels
+import detent.graph.operators
 from detent.errors import ConfigError
 from detent.graph import Graph, GraphNode
 from detent.graph.placement import WeightPoint, place
+from detent.kernels.quantize import lut_quantize, quantize
 from detent.quantized.check import check_plan
 from detent.quantized.editor import GraphEditor
 from detent.quantized.model import QuantizedModel
@@ -108,9 +109,9 @@ class _Assembly:
         array = np.ascontiguousarray(value.detach().cpu().numpy())
         scale = self.editor.store(f"{path}_scale", grid.scale)
         if grid.table is not None:
-            codes = kernels.lut_quantize(array, grid.scale, grid.table, axis=grid.axis)
+            codes = lut_quantize(array, grid.scale, grid.table, axis=grid.axis)
             return self.editor.store(f"{path}_codes", codes), scale, self.editor.store(f"{path}_table", grid.table)
-        codes = kernels.quantize(
+        codes = quantize(
             array,
             grid.scale,
             grid.zero_point,
