@@ -13,8 +13,13 @@ from torch import fx, nn
 import detent.graph.operators  # noqa: F401  (registers torch.ops.detent)
 from detent.graph import Graph, InputSpec, capture
 from detent.graph.names import NAME
+from detent.kernels.quantize import lut_quantize, quantize
 from detent.records.grid import Grid
 from detent.records.plan import QuantPlan, TensorPlan
+
+FAKE_QUANTIZE = torch.ops.detent.fake_quantize.default
+DEQUANTIZE = torch.ops.detent.dequantize.default
+LUT_DEQUANTIZE = torch.ops.detent.lut_dequantize.default
 
 GridRule = Callable[[torch.Tensor], Grid | None]
 
@@ -78,6 +83,16 @@ def uniform(bits: int = 8, *, signed: bool = False, axis: int | None = None) -> 
     return rule
 
 
+def codebook(bits: int, *, axis: int | None = None) -> GridRule:
+    """Grid of `2^bits` values, closer to each other near zero."""
+
+    def rule(value: torch.Tensor) -> Grid:
+        table = np.round(128 * np.sinh(np.linspace(-2, 2, 1 << bits)) / np.sinh(2))
+        return Grid(kind="lut", bits=bits, signed=True, threshold=_absmax(value, axis), axis=axis, table=table)
+
+    return rule
+
+
 def keep_float(value: torch.Tensor) -> None:
     """No grid."""
 
@@ -103,6 +118,7 @@ def quantize_by_hand(
     activations: GridRule | Mapping[str, GridRule] | None = None,
     weights: GridRule | Mapping[str, GridRule] | None = None,
     biases: bool = True,
+    trainable: bool = False,
     dynamic_batch: bool = True,
 ) -> HandQuantized:
     """Quantize every float value and kernel by the rules; ranges come from the example."""
@@ -122,7 +138,7 @@ def quantize_by_hand(
             grid = rule(work.tensor(node.weight).detach())
             if grid is not None:
                 source = grids.get(work.name_of(_root(work, node.data[0])))
-                _quantize_kernel(work, node, grid, source if biases else None)
+                _quantize_kernel(work, node, grid, source if biases else None, trainable)
                 plan["weights"][node.name] = TensorPlan(grid=grid)
     for node in work.nodes():
         if node.name in grids:
@@ -186,44 +202,38 @@ def _store(graph: Graph, before: fx.Node, name: str, array: np.ndarray) -> fx.No
         return graph.module.graph.get_attr(f"{owner}.{leaf}" if owner else leaf)
 
 
-def _dequantize(graph: Graph, user: fx.Node, read: fx.Node, codes: np.ndarray, grid: tuple[Any, ...]) -> None:
-    scale, zero_point, axis, group_size = grid
-    stem = str(read.target)
-    arguments = (
-        _store(graph, user, f"{stem}_codes", codes),
-        _store(graph, user, f"{stem}_scale", scale),
-        _store(graph, user, f"{stem}_zero_point", zero_point),
-        axis,
-        group_size,
-    )
+def _insert(graph: Graph, user: fx.Node, read: fx.Node, operator: Any, *arguments: Any) -> None:
+    """Replace a read of a stored tensor by `operator`; arrays among the arguments become buffers named after it."""
+    names = iter(("codes", "scale", "zero_point") if operator is not FAKE_QUANTIZE else ("scale", "zero_point"))
+    resolved = [
+        _store(graph, user, f"{read.target}_{next(names)}", argument) if isinstance(argument, np.ndarray) else argument
+        for argument in arguments
+    ]
     with graph.module.graph.inserting_before(user):
-        quantized = graph.module.graph.call_function(torch.ops.detent.dequantize.default, arguments)
+        quantized = graph.module.graph.call_function(operator, tuple(resolved))
     user.replace_input_with(read, quantized)
 
 
-def _quantize_kernel(graph: Graph, node: Any, grid: Grid, source: Grid | None) -> None:
+def _quantize_kernel(graph: Graph, node: Any, grid: Grid, source: Grid | None, trainable: bool) -> None:
     value = graph.tensor(node.weight).detach().numpy()
-    scale, zero_point = _spread(grid, grid.scale, value.shape), _spread(grid, grid.zero_point, value.shape)
-    codes = np.clip(np.rint(value / scale) + zero_point, grid.qmin, grid.qmax)
-    codes = codes.astype(grid.dtype.replace("int4", "int8"))
+    affine, layout = (grid.scale, grid.zero_point), (grid.axis, grid.group_size)
     bias = node.bias
-    _dequantize(graph, node.node, node.weight, codes, (grid.scale, grid.zero_point, grid.axis, grid.group_size))
-    if bias is not None and source is not None and grid.group_size is None:
+    if grid.table is not None:
+        codes = lut_quantize(value, grid.scale, grid.table, axis=grid.axis)
+        _insert(graph, node.node, node.weight, LUT_DEQUANTIZE, codes, grid.scale, np.array(grid.table), grid.axis)
+    elif trainable:
+        _insert(graph, node.node, node.weight, FAKE_QUANTIZE, node.weight, *affine, grid.qmin, grid.qmax, *layout)
+    else:
+        storage = grid.dtype.replace("int4", "int8")
+        codes = quantize(
+            value, *affine, grid.qmin, grid.qmax, dtype=storage, axis=grid.axis, group_size=grid.group_size
+        )
+        _insert(graph, node.node, node.weight, DEQUANTIZE, codes, *affine, *layout)
+    if bias is not None and source is not None and grid.group_size is None and not trainable:
         step = (source.scale * grid.scale).astype(np.float32)
         whole = np.rint(graph.tensor(bias).detach().double().numpy() / step).astype(np.int32)
         axis = None if grid.axis is None else 0
-        _dequantize(graph, node.node, bias, whole, (step, np.zeros(len(step), np.int32), axis, None))
-
-
-def _spread(grid: Grid, vector: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    if grid.axis is None:
-        return vector.reshape(())
-    sizes = [1] * len(shape)
-    sizes[grid.axis] = shape[grid.axis]
-    if grid.group_size is None:
-        return vector.reshape(sizes)
-    sizes[1] = shape[1]
-    return vector.reshape(shape[0], -1).repeat(grid.group_size, axis=1).reshape(sizes)
+        _insert(graph, node.node, bias, DEQUANTIZE, whole, step, np.zeros(len(step), np.int32), axis, None)
 
 
 def _quantize_value(graph: Graph, node: fx.Node, name: str, grid: Grid) -> None:
@@ -235,7 +245,7 @@ def _quantize_value(graph: Graph, node: fx.Node, name: str, grid: Grid) -> None:
     zero_point = _store(graph, anchor, f"activations.{node.name}_zero_point", grid.zero_point)
     arguments = (node, scale, zero_point, grid.qmin, grid.qmax, grid.axis, grid.group_size)
     with graph.module.graph.inserting_before(anchor):
-        quantized = graph.module.graph.call_function(torch.ops.detent.fake_quantize.default, arguments)
+        quantized = graph.module.graph.call_function(FAKE_QUANTIZE, arguments)
     quantized.meta = dict(node.meta)
     for user in users:
         user.replace_input_with(node, quantized)

@@ -14,6 +14,7 @@ import torch
 from onnx import TensorProto, numpy_helper
 from tests.exporters.hand_quantized import (
     HandQuantized,
+    codebook,
     keep_float,
     mixed,
     power_of_two,
@@ -142,6 +143,28 @@ def test_scales_per_group_become_blocks(tmp_path: Path) -> None:
     assert sorted(blocks) == [8, 16]
     assert verify_onnx(path, qmodel, sequences()).largest_steps <= 0.01
     assert verify_onnx(path, qmodel, sequences(), optimize=True).largest_steps <= 0.01
+
+
+def test_codebooks_become_gathers(residual: nn.Module, tmp_path: Path) -> None:
+    weights = mixed(
+        symmetric(axis=0), {"stem": codebook(4, axis=0), "pointwise": codebook(5), "head": codebook(6, axis=0)}
+    )
+    qmodel = quantize_by_hand(residual, images(), weights=weights, biases=False)
+    path = export_onnx(qmodel, tmp_path / "model.onnx")
+    assert kinds(path) == {TensorProto.UINT4: 1, TensorProto.UINT8: 2, TensorProto.INT8: 1}
+    assert initializers(path)["stem.weight_table"].dims == [16]
+    assert verify_onnx(path, qmodel, images()).largest_steps <= 1.0
+    assert verify_onnx(path, qmodel, images(), optimize=True).largest_steps <= 2.0
+
+
+def test_kernels_in_training_are_stored_as_their_present_codes(residual: nn.Module, tmp_path: Path) -> None:
+    weights = mixed(symmetric(axis=0), {"stem": symmetric(4, axis=0), "head": uniform(16, axis=0)})
+    qmodel = quantize_by_hand(residual, images(), weights=weights, trainable=True)
+    before = qmodel.graph_module.state_dict().keys()
+    path = export_onnx(qmodel, tmp_path / "model.onnx")
+    assert kinds(path) == {TensorProto.INT4: 1, TensorProto.INT8: 2, TensorProto.UINT16: 1}
+    assert verify_onnx(path, qmodel, images()).largest_steps <= 1.0
+    assert qmodel.graph_module.state_dict().keys() == before
 
 
 def test_kernels_are_integers_and_no_float_copy_is_left(exported: tuple[HandQuantized, Path]) -> None:

@@ -23,6 +23,23 @@ def qmodel() -> HandQuantized:
     return quantize_by_hand(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(4, 4))
 
 
+def test_model_on_another_device(tmp_path: Path) -> None:
+    elsewhere = quantize_by_hand(nn.Linear(4, 8), torch.randn(4, 4))
+    elsewhere.graph_module.to("meta")
+    with pytest.raises(ExportError, match=r"(?s)lies on meta.*qmodel\.cpu\(\)"):
+        export(elsewhere, tmp_path / "model.onnx")
+
+
+def test_activation_on_a_codebook(tmp_path: Path) -> None:
+    unusual = quantize_by_hand(nn.Linear(4, 8), torch.randn(4, 4))
+    graph = unusual.graph_module.graph
+    node = next(node for node in graph.nodes if node.target is torch.ops.detent.fake_quantize.default)
+    node.target = torch.ops.detent.lut_fake_quantize.default
+    node.args = (node.args[0], node.args[1], node.args[1], None)
+    with pytest.raises(ExportError, match=r"(?s)codebook grid.*power_of_two grid"):
+        export(unusual, tmp_path / "model.onnx")
+
+
 def test_unknown_suffix_format_and_option(qmodel: HandQuantized, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"(?s)'\.onx'.*did you mean '\.onnx'"):
         export(qmodel, tmp_path / "model.onx")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from detent.kernels.quantize import pack_int4
 
 __all__ = ["OnnxGraph"]
 
@@ -30,8 +32,16 @@ class OnnxGraph:
             for values in (proto.graph.input, proto.graph.value_info, proto.graph.output)
             for value in values
         }
-        self._taken = set(self.inputs) | set(self.initializers) | {name for node in self.nodes for name in node.output}
+        self._taken = {*self.inputs, *self.initializers, *(name for node in self.all_nodes() for name in node.output)}
         self._shared: dict[tuple[int, tuple[int, ...], bytes], str] = {}
+
+    def all_nodes(self) -> Iterator[Any]:
+        """Every node, with those inside the bodies of `If`, `Loop` and the like, which read values from outside."""
+        pending = list(self.nodes)
+        while pending:
+            node = pending.pop()
+            yield node
+            pending.extend(inner for body in _bodies(node) for inner in body.node)
 
     def fresh(self, stem: str) -> str:
         """A name nothing has yet: `stem`, or `stem` with a number; it is taken from then on."""
@@ -44,12 +54,13 @@ class OnnxGraph:
 
     def rename(self, names: Mapping[str, str]) -> None:
         """Rename values everywhere at once; `names` maps old names to new ones, and the new ones must be unique."""
-        for node in self.nodes:
+        for node in self.all_nodes():
             for place in (node.input, node.output):
                 for index, name in enumerate(place):
                     if name in names:
                         place[index] = names[name]
-        for values in (self.proto.graph.input, self.proto.graph.output):
+        bodies = [body for node in self.all_nodes() for body in _bodies(node)]
+        for values in (self.proto.graph.input, *(graph.output for graph in (self.proto.graph, *bodies))):
             for value in values:
                 value.name = names.get(value.name, value.name)
         for tensor in self.initializers.values():
@@ -78,16 +89,18 @@ class OnnxGraph:
 
         Args:
             stem: wanted name.
-            array: the values; for the 4-bit types, codes in int8 or uint8.
+            array: the values; for the 4-bit types, codes in bytes.
             kind: `TensorProto` data type; None takes that of `array`.
             share: return an earlier shared initializer if it holds the same bytes.
         """
-        from onnx import helper
+        from onnx import TensorProto, helper
 
         if kind is None:
             kind = helper.np_dtype_to_tensor_dtype(array.dtype)
-        packed = _pack_nibbles(array) if kind in _nibble_kinds() else np.ascontiguousarray(array)
-        data = packed.astype(packed.dtype.newbyteorder("<"), copy=False).tobytes()
+        dense = np.ascontiguousarray(array)
+        if kind in (TensorProto.INT4, TensorProto.UINT4):
+            dense = pack_int4(dense)
+        data = dense.astype(dense.dtype.newbyteorder("<"), copy=False).tobytes()
         key = (kind, array.shape, hashlib.sha256(data).digest())
         if share and key in self._shared:
             return self._shared[key]
@@ -120,7 +133,7 @@ class OnnxGraph:
 
     def drop_unused(self) -> None:
         """Forget initializers no node reads, and free their names."""
-        used = {name for node in self.nodes for name in node.input} | set(self.outputs)
+        used = {*self.outputs, *(name for node in self.all_nodes() for name in node.input)}
         self._taken -= self.initializers.keys() - used
         self.initializers = {name: tensor for name, tensor in self.initializers.items() if name in used}
 
@@ -142,15 +155,7 @@ class OnnxGraph:
                     graph.value_info.append(helper.make_value_info(name, self._types[name]))
 
 
-def _nibble_kinds() -> tuple[int, int]:
-    from onnx import TensorProto
+def _bodies(node: Any) -> list[Any]:
+    from onnx import AttributeProto
 
-    return TensorProto.INT4, TensorProto.UINT4
-
-
-def _pack_nibbles(codes: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    nibbles = np.zeros(codes.size + codes.size % 2, np.uint8)
-    nibbles[: codes.size] = codes.reshape(-1).astype(np.uint8) & np.uint8(0x0F)
-    low, high = nibbles[0::2], nibbles[1::2]
-    packed: npt.NDArray[np.uint8] = low | np.left_shift(high, np.uint8(4))
-    return packed
+    return [attribute.g for attribute in node.attribute if attribute.type == AttributeProto.GRAPH]

@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from detent.errors import ExportError
 from detent.exporters.onnx_graph import OnnxGraph
-from detent.exporters.onnx_torch import DOMAIN, Quantizer
+from detent.exporters.onnx_tagging import Quantizer
+from detent.exporters.onnx_torch import DOMAIN
 
 __all__ = ["fold_weight_transposes", "lower_quantizers"]
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from detent.errors import ExportError
 from detent.exporters.onnx_graph import OnnxGraph
-from detent.exporters.onnx_torch import DOMAIN, Quantizer
+from detent.exporters.onnx_tagging import Quantizer
+from detent.exporters.onnx_torch import DOMAIN
 
 __all__ = ["name_batch_axis", "name_values", "strip_leftovers"]
 
@@ -43,7 +44,7 @@ def name_values(
         for name in (node.input[0], node.input[2]):
             if name in graph.initializers:
                 names.add(name, f"{DOMAIN}::{name}")  # replaced by typed constants, which get the good name
-    for node in graph.nodes:
+    for node in graph.all_nodes():
         for name in (*node.output, *node.input):
             if name and name not in quantizers:
                 names.add(name, name)

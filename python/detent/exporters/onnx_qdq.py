@@ -18,7 +18,8 @@ from detent.errors import ExportError, FormatError
 from detent.exporters.onnx_graph import OnnxGraph
 from detent.exporters.onnx_lowering import fold_weight_transposes, lower_quantizers
 from detent.exporters.onnx_names import name_batch_axis, name_values, strip_leftovers
-from detent.exporters.onnx_torch import least_opset, tag_quantizers, translate
+from detent.exporters.onnx_tagging import least_opset, tag_quantizers
+from detent.exporters.onnx_torch import translate
 from detent.exporters.subject import ExportableModel
 from detent.records.files import write_atomically
 from detent.records.grid import Grid
@@ -33,6 +34,8 @@ def export_onnx(qmodel: ExportableModel, path: str | Path, *, opset: int | None 
     """Write a quantized model as a QDQ ONNX file and return its path.
 
     The same model gives the same bytes. The batch axis is named `batch` if the model was captured with a dynamic one.
+    Kernels that are still being trained are stored as their present codes. onnxruntime multiplies 4-bit blocks with
+    activations it quantizes itself, unless its session option `session.qdq_matmulnbits_accuracy_level` is 1.
 
     Args:
         qmodel: a `QuantizedModel`.

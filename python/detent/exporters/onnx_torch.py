@@ -12,157 +12,20 @@ import contextlib
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any, Final
 
 import torch
 from torch import fx
 
 from detent.errors import ExportError
+from detent.exporters.onnx_tagging import Tagged, describe_place
 from detent.exporters.subject import ExportableModel
-from detent.graph.names import NAME, SOURCE
-from detent.records.plan import QuantPlan
 
-__all__ = ["DOMAIN", "Quantizer", "Tagged", "least_opset", "tag_quantizers", "translate"]
+__all__ = ["DOMAIN", "translate"]
 
 DOMAIN: Final = "detent"
 """ONNX domain of the opaque quantizers; none is left in a finished file."""
-
-_QUANTIZERS: Final = ("fake_quantize", "dequantize", "lut_fake_quantize", "lut_dequantize")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Quantizer:
-    """What the ONNX graph must know of one quantizer besides its tensors.
-
-    Args:
-        name: detent's name of the value that is quantized.
-        bits: width of the codes where the grid is known; None leaves it to the storage type (biases).
-        where: name of the value and the user's source line, for errors.
-    """
-
-    name: str
-    bits: int | None
-    where: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tagged:
-    """A module whose quantizers each own a scale buffer, and what each of them is, by that buffer's name."""
-
-    module: fx.GraphModule
-    quantizers: Mapping[str, Quantizer]
-
-
-def tag_quantizers(qmodel: ExportableModel) -> Tagged:
-    """Give every quantizer a scale buffer of its own, whose name survives the export and identifies it.
-
-    The model is left as it is; tensors other than scales are shared with it.
-
-    Raises:
-        ExportError: a quantizer whose scale is computed, or one that ONNX cannot express.
-    """
-    source = qmodel.graph_module
-    # A plain copy has flat inputs and outputs, whatever structure the user's model has.
-    graph = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    result = graph.graph_copy(source.graph, copies)
-    graph.output(result)
-    module = fx.GraphModule(source, graph)
-    quantizers: dict[str, Quantizer] = {}
-    for node in list(graph.nodes):
-        if node.op == "call_module" and str(node.target).endswith("_guards_fn"):
-            graph.erase_node(node)  # torch.export's input checks; the exported file has its own shapes
-        operator = _quantizer_name(node)
-        if operator is None:
-            continue
-        if operator == "lut_fake_quantize":
-            raise ExportError(
-                "ONNX has no operator for activations on a codebook grid",
-                where=_where(node),
-                remedy="give this activation a uniform, symmetric or power_of_two grid",
-            )
-        scale = _argument(node, 1, "scale")
-        if not isinstance(scale, fx.Node) or scale.op != "get_attr":
-            raise ExportError("the scale of a quantizer is not a stored tensor", where=_where(node))
-        buffer = f"quantizer_{len(quantizers)}"
-        module.register_buffer(buffer, _attribute(source, str(scale.target)).detach().clone())
-        with graph.inserting_before(node):
-            own = graph.get_attr(buffer)
-        own.meta = dict(scale.meta)
-        node.replace_input_with(scale, own)
-        quantizers[buffer] = _describe(node, source, qmodel.plan)
-    graph.lint()
-    module.recompile()
-    return Tagged(module=module, quantizers=quantizers)
-
-
-def _quantizer_name(node: fx.Node) -> str | None:
-    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
-        return None
-    namespace, _, name = node.target._schema.name.partition("::")
-    return name if namespace == "detent" and name in _QUANTIZERS else None
-
-
-def _argument(node: fx.Node, position: int, name: str) -> Any:
-    return node.args[position] if position < len(node.args) else node.kwargs.get(name)
-
-
-def _attribute(module: torch.nn.Module, target: str) -> torch.Tensor:
-    owner, _, name = target.rpartition(".")
-    tensor = getattr(module.get_submodule(owner), name)
-    assert isinstance(tensor, torch.Tensor)
-    return tensor
-
-
-def _describe(node: fx.Node, module: fx.GraphModule, plan: QuantPlan) -> Quantizer:
-    subject = _argument(node, 0, "x")
-    if subject.op != "get_attr":
-        name = str(subject.meta.get(NAME, subject.name))
-        return Quantizer(name=name, bits=None, where=_where(subject))
-    name = re.sub(r"[._]codes$", "", str(subject.target))
-    whole = _attribute(module, str(subject.target)).dtype == torch.int32
-    return Quantizer(name=name, bits=None if whole else _weight_bits(node, name, plan), where=_where(node, name))
-
-
-def _weight_bits(node: fx.Node, name: str, plan: QuantPlan) -> int | None:
-    """Width of a kernel's codes: its layer's entry in the plan, or that of a stored activation."""
-    for user in node.users:
-        entry = plan.weights.get(str(user.meta.get(NAME)))
-        if entry is not None and entry.grid is not None:
-            return entry.grid.bits
-    grid = plan.activation_grid(name) if name in plan.activations else None
-    return None if grid is None else grid.bits
-
-
-def _where(node: fx.Node, name: str | None = None) -> str:
-    name = name or str(node.meta.get(NAME, node.name))
-    lines = [node.meta.get(SOURCE), *(user.meta.get(SOURCE) for user in node.users)]
-    line = next((line for line in lines if line), None)
-    return name if line is None else f"{name} ({line})"
-
-
-def least_opset(tagged: Tagged) -> tuple[int, str]:
-    """The lowest opset that holds every quantizer of the module, and why."""
-    for node in tagged.module.graph.nodes:
-        operator = _quantizer_name(node)
-        if operator is None:
-            continue
-        quantizer = tagged.quantizers[str(_argument(node, 1, "scale").target)]
-        if operator == "fake_quantize":
-            qmin, qmax = _argument(node, 3, "qmin"), _argument(node, 4, "qmax")
-            if qmin < -128 or qmax > (127 if qmin < 0 else 255):
-                return 21, f"16-bit codes of {quantizer.name!r} came with opset 21"
-            continue
-        codes = _attribute(tagged.module, str(_argument(node, 0, "codes").target))
-        if codes.dtype in (torch.int16, torch.uint16):
-            return 21, f"16-bit codes of {quantizer.name!r} came with opset 21"
-        if quantizer.bits is not None and quantizer.bits <= 4 and codes.dtype != torch.int32:
-            return 21, f"4-bit codes of {quantizer.name!r} came with opset 21"
-        if operator == "dequantize" and _argument(node, 4, "group_size") is not None:
-            return 21, f"scales per group of {quantizer.name!r} came with opset 21"
-    return 18, "torch's exporter writes opset 18 and newer"
 
 
 def translate(qmodel: ExportableModel, tagged: Tagged, opset: int) -> Any:
@@ -267,7 +130,7 @@ def _export_error(error: BaseException, module: fx.GraphModule, opset: int) -> E
     node = _culprit(module, operator)
     return ExportError(
         f"the operator {operator} has no ONNX form at opset {opset}: {_first_line(chain[-1])}",
-        where=None if node is None else _where(node),
+        where=None if node is None else describe_place(node),
         remedy="ask for a newer opset, update onnxscript, or replace the operator in the model",
     )
 
