@@ -1,0 +1,239 @@
+"""`calibrate`: the only pass over the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from detent.errors import CalibrationError, ConfigError
+from detent.graph.graph import Graph
+from detent.records.statistics import Statistics
+from detent.statistics.batches import Batch, SampleDigest, SampleQueue, pad
+from detent.statistics.checkpoint import Checkpoint, read_checkpoint
+from detent.statistics.collector import Collector
+from detent.statistics.data import Data, checked_batches, expected_samples
+from detent.statistics.diagnosis import check_weights, describe_node, nonfinite_error
+from detent.statistics.executor import Executor
+from detent.statistics.inputs import note
+from detent.statistics.observation import observed_values
+
+__all__ = ["calibrate"]
+
+
+def calibrate(
+    graph: Graph,
+    data: Data,
+    *,
+    progress: bool = True,
+    batch_size: int = 64,
+    values: Collection[str] | None = None,
+    resume: str | Path | None = None,
+    save_every: int = 8,
+) -> Statistics:
+    """Run the model over the calibration data once and collect the statistics of every value a target may quantize.
+
+    Samples are regrouped into batches of `batch_size` (the last one padded, the padding not counted), so the result is
+    the same bits whatever batches the data come in, in any order of the samples, and for any number of threads. Memory
+    does not grow with the number of samples.
+
+    Args:
+        graph: the captured model.
+        data: a DataLoader, any iterable of batches or a function that returns one; an array or tensor, a dict of them
+            by input name, or the path of an `.npz` file. A batch is a tensor, an array, a tuple, a list or a dict;
+            labels next to the inputs are ignored with a note.
+        progress: show a progress bar, if the error output is a terminal.
+        batch_size: samples run at a time; a model captured with a fixed batch runs with that one.
+        values: names of the values to observe; None for all.
+        resume: file for partial statistics. If it exists, the samples it has counted are skipped and counting goes on;
+            the result is the same bits as without the interruption. It is kept when the run is complete.
+        save_every: batches between two writes of the `resume` file.
+
+    Raises:
+        CalibrationError: the data are empty or do not fit the model, a value or parameter is NaN or infinite, or the
+            `resume` file belongs to another run.
+        ConfigError: an option is out of range, or a name in `values` is not a value of the graph.
+        FormatError: an `.npz` or `resume` file is damaged or cannot be written.
+    """
+    for name, number in (("batch_size", batch_size), ("save_every", save_every)):
+        if number < 1:
+            raise ConfigError(f"`{name}` must be at least 1, got {number}")
+    notes: list[str] = []
+    if not graph.batch.dynamic:
+        batch_size = graph.batch.size
+        note(notes, f"the model was captured with a fixed batch and ran on {batch_size} samples at a time")
+    check_weights(graph)
+    run = _Run(graph, batch_size, values, None if resume is None else Path(resume), save_every, notes)
+    queue = SampleQueue(checked_batches(data, graph, notes), graph.inputs)
+    with _progress_bar(progress, expected_samples(data, graph)) as show:
+        run.skip_counted(queue)
+        run.count_rest(queue, show)
+    return run.statistics()
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """How far the run is. Replaced as a whole, so that an interruption finds either the old state or the new one.
+
+    Args:
+        samples: samples counted in every value.
+        digest: hash of these samples.
+        current: the batch being counted, if some values may have seen it and others not, and its number of samples.
+    """
+
+    samples: int
+    digest: SampleDigest
+    current: tuple[Batch, int] | None = None
+
+
+class _Run:
+    """One pass over the data, with its checkpoints."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        batch_size: int,
+        values: Collection[str] | None,
+        path: Path | None,
+        save_every: int,
+        notes: list[str],
+    ) -> None:
+        self._graph = graph
+        self._batch_size = batch_size
+        self._path = path
+        self._save_every = save_every
+        self._notes = notes
+        self._fingerprint = graph.fingerprint()
+        observations = observed_values(graph, values, notes)
+        names = [observation.name for observation in observations]
+        self._checkpoint: Checkpoint | None = None
+        if path is not None:
+            self._checkpoint = read_checkpoint(path, fingerprint=self._fingerprint, names=names, batch_size=batch_size)
+        earlier = self._checkpoint.statistics if self._checkpoint else None
+        self._collector = Collector(observations, earlier)
+        observers = {
+            observation.value.node: observer
+            for observation, observer in zip(observations, self._collector.observers(), strict=True)
+        }
+        self._executor = Executor(graph.module, observers, lambda node: describe_node(graph, node))
+        self._counted = _Counted(0, SampleDigest(graph.inputs))
+
+    def statistics(self) -> Statistics:
+        """What has been counted so far."""
+        return Statistics(self._collector.result(), self._counted.samples, self._fingerprint, tuple(self._notes))
+
+    def skip_counted(self, queue: SampleQueue) -> None:
+        """Pass over the samples the checkpoint has counted, making sure that they are the same.
+
+        Raises:
+            CalibrationError: they are not.
+        """
+        if self._checkpoint is None:
+            return
+        missing = self._checkpoint.statistics.samples
+        digest = self._counted.digest
+        while missing:
+            batch = queue.pull(min(missing, self._batch_size))
+            if not batch:
+                break
+            digest.update(batch)
+            missing -= queue.size(batch)
+        if missing or digest.hexdigest() != self._checkpoint.data_digest:
+            samples = self._checkpoint.statistics.samples
+            raise CalibrationError(
+                f"the data do not begin with the {samples} samples that were counted before the interruption",
+                where=str(self._path),
+                remedy="give the same data in the same order (a DataLoader without shuffle), or another `resume` path",
+            )
+        self._counted = _Counted(self._checkpoint.statistics.samples, digest)
+
+    def count_rest(self, queue: SampleQueue, show: Callable[[int], None]) -> None:
+        """Count everything the queue still has, and save what is counted if the run ends early."""
+        show(self._counted.samples)
+        batches = 0
+        try:
+            while batch := queue.pull(self._batch_size):
+                self._count(batch, queue.size(batch))
+                show(self._counted.samples)
+                batches += 1
+                if batches % self._save_every == 0:
+                    self._save()
+        except KeyboardInterrupt:
+            self._finish_current()
+            self._save()
+            raise KeyboardInterrupt(self._interruption()) from None
+        except Exception:
+            # The data source failed between two batches: what is counted is sound. Inside a batch it is not.
+            if self._counted.current is None and self._counted.samples:
+                self._save()
+            raise
+        self._save()
+
+    def _count(self, batch: Batch, samples: int) -> None:
+        missing = self._batch_size - samples
+        if missing and not self._collector.separable:
+            self._refuse_fixed_rest(samples)
+            missing = 0
+            note(self._notes, "some values mix samples: the last batch was not padded, and they depend on the batching")
+        padded = pad(batch, self._graph.inputs, missing)
+        self._collector.begin(samples)
+        self._counted = replace(self._counted, current=(padded, samples))
+        self._executor.run(padded)
+        self._commit()
+
+    def _finish_current(self) -> None:
+        """Count the interrupted batch in the values that have not seen it."""
+        if self._counted.current is not None:
+            padded, samples = self._counted.current
+            self._collector.begin(samples, repeating=True)
+            self._executor.run(padded)
+            self._commit()
+
+    def _commit(self) -> None:
+        if self._counted.current is None:
+            return
+        padded, samples = self._counted.current
+        bad = self._collector.nonfinite()
+        if bad is not None:
+            raise nonfinite_error(self._graph, bad, padded, self._counted.samples)
+        digest = self._counted.digest
+        if self._path is not None:
+            digest = digest.copy()
+            digest.update(padded, samples)
+        self._counted = _Counted(self._counted.samples + samples, digest)
+
+    def _save(self) -> None:
+        if self._path is not None:
+            digest = self._counted.digest.hexdigest()
+            Checkpoint(statistics=self.statistics(), batch_size=self._batch_size, data_digest=digest).save(self._path)
+
+    def _refuse_fixed_rest(self, samples: int) -> None:
+        if not self._graph.batch.dynamic:
+            raise CalibrationError(
+                f"the model takes exactly {self._batch_size} samples at a time, and {samples} are left over",
+                remedy=f"give a multiple of {self._batch_size} samples, or capture the model with a dynamic batch",
+            )
+
+    def _interruption(self) -> str:
+        samples = self._counted.samples
+        if self._path is None:
+            return f"calibration stopped after {samples} samples; give `resume` a path to be able to continue"
+        return f"calibration stopped after {samples} samples; the same call with resume={str(self._path)!r} continues"
+
+
+@contextmanager
+def _progress_bar(wanted: bool, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Shows the number of samples counted, on a terminal."""
+    console = Console(stderr=True)
+    if not wanted or not console.is_terminal:
+        yield lambda samples: None
+        return
+    count, left = MofNCompleteColumn(), TimeRemainingColumn()
+    columns = (TextColumn("calibrating"), BarColumn(), count, TextColumn("samples"), left)
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("calibrating", total=total)
+        yield lambda samples: bar.update(task, completed=samples)

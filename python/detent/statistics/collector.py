@@ -1,0 +1,91 @@
+"""One accumulator per observed value, and the check that everything counted is finite."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from detent.kernels.statistics import StatisticsAccumulator
+from detent.records.statistics import TensorStatistics
+from detent.statistics.executor import Observer
+from detent.statistics.observation import Observation
+
+__all__ = ["Collector"]
+
+
+class Collector:
+    """Counts the observed values of batch after batch.
+
+    Args:
+        observations: the values, in the order in which the graph computes them.
+        earlier: statistics to continue from, by name; None to start afresh.
+    """
+
+    def __init__(
+        self, observations: Sequence[Observation], earlier: Mapping[str, TensorStatistics] | None = None
+    ) -> None:
+        self.observations = observations
+        self._accumulators = [
+            StatisticsAccumulator(observation.channel_axis)
+            if earlier is None
+            else StatisticsAccumulator.from_state(dict(earlier[observation.name].state))
+            for observation in observations
+        ]
+        self._samples = 0
+        self._before = self._counts()
+        self._repeating = False
+
+    @property
+    def separable(self) -> bool:
+        """Whether padding can be left out of every value."""
+        return all(observation.attributed or observation.constant for observation in self.observations)
+
+    def observers(self) -> list[Observer]:
+        """One observer per observation, in order."""
+        return [self._observer(index) for index in range(len(self.observations))]
+
+    def begin(self, samples: int, *, repeating: bool = False) -> None:
+        """Announce a batch whose first `samples` samples count.
+
+        Args:
+            samples: samples that are not padding.
+            repeating: it is the batch that was interrupted before; values that saw it already leave it out.
+        """
+        self._samples = samples
+        self._repeating = repeating
+        if not repeating:
+            self._before = self._counts()
+
+    def nonfinite(self) -> Observation | None:
+        """The first value, in the order of the graph, in which a NaN or an infinity was counted."""
+        for observation, accumulator in zip(self.observations, self._accumulators, strict=True):
+            if accumulator.nonfinite:
+                return observation
+        return None
+
+    def result(self) -> dict[str, TensorStatistics]:
+        """The statistics so far, by value name."""
+        return {
+            observation.name: TensorStatistics(accumulator.state(), constant=observation.constant)
+            for observation, accumulator in zip(self.observations, self._accumulators, strict=True)
+        }
+
+    def _counts(self) -> list[int]:
+        return [accumulator.count + accumulator.nonfinite for accumulator in self._accumulators]
+
+    def _observer(self, index: int) -> Observer:
+        observation, accumulator = self.observations[index], self._accumulators[index]
+
+        def observe(value: torch.Tensor) -> None:
+            # The kernel's own count tells whether this value saw the batch before an interruption.
+            if self._repeating and accumulator.count + accumulator.nonfinite != self._before[index]:
+                return
+            rows = observation.rows_of(value)
+            accumulator.update(rows.numpy(), self._samples * observation.rows if observation.attributed else None)
+
+        def observe_once(value: torch.Tensor) -> None:
+            if not accumulator.count + accumulator.nonfinite:
+                accumulator.update(observation.rows_of(value).numpy(), None)
+
+        return observe_once if observation.constant else observe

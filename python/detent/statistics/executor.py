@@ -1,0 +1,219 @@
+"""Runs a captured graph node by node, shows chosen values to observers, and frees every value after its last use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import fx
+from torch._ops import OpOverload
+
+from detent.errors import CalibrationError, UnsupportedOpError
+
+__all__ = ["Executor", "Observer", "depends_on_inputs"]
+
+Observer = Callable[[torch.Tensor], None]
+"""Sees one value of one batch; must not keep or change it."""
+
+aten: Final = torch.ops.aten
+
+_ANY_LAYOUT: Final[dict[Any, Callable[..., Any]]] = {
+    # A view exists for the memory layout seen at capture only; reshape gives the same values for every layout.
+    aten.view.default: aten.reshape.default,
+    aten._unsafe_view.default: aten.reshape.default,
+}
+_CHANNELS_LAST_OPS: Final = {aten.conv2d.default, aten.conv2d.padding, aten.conv_transpose2d.input}
+_LAYOUT_BOUND_OPS: Final = {aten.as_strided.default}
+"""Operators that read memory by address: with them the layout of capture must stay."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    """Stands in an argument for the value of a node."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    node: fx.Node
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    out: int
+    observer: Observer | None
+    release: tuple[int, ...]
+
+
+class Executor:
+    """A graph made ready to run many batches.
+
+    Two-dimensional convolutions run in channels-last layout, which is faster on CPUs; the weights are converted once,
+    in a copy. What does not depend on the inputs is computed once, what no observer depends on not at all.
+
+    Args:
+        module: the captured graph.
+        observers: what is called with a node's value, by node. Values that do not depend on the inputs are shown once,
+            here.
+        describe: names a node for errors: layer and source line.
+
+    Raises:
+        UnsupportedOpError: the graph changes its own parameters or buffers while it runs.
+    """
+
+    def __init__(
+        self, module: fx.GraphModule, observers: Mapping[fx.Node, Observer], describe: Callable[[fx.Node], str]
+    ) -> None:
+        self._module = module
+        self._describe = describe
+        self._nodes = list(module.graph.nodes)
+        self._slots = {node: index for index, node in enumerate(self._nodes)}
+        self._observers = observers
+        self._placeholders = [node for node in self._nodes if node.op == "placeholder"]
+        self._channels_last = prefers_channels_last(module)
+        needed = _ancestors(observers)
+        varying = depends_on_inputs(module)
+        self._constants: list[Any] = [None] * len(self._nodes)
+        with torch.inference_mode():
+            for node in self._nodes:
+                if node in needed and node not in varying:
+                    self._constants[self._slots[node]] = self._compute_constant(node)
+        self._steps = self._compile([node for node in self._nodes if node in needed and node in varying])
+
+    def run(self, inputs: Sequence[torch.Tensor]) -> None:
+        """Run one batch; observers are called as their values appear.
+
+        Args:
+            inputs: one tensor per placeholder, in order. The model may write into them.
+
+        Raises:
+            CalibrationError: an operator failed; names the layer.
+        """
+        values = list(self._constants)
+        for node, tensor in zip(self._placeholders, inputs, strict=True):
+            values[self._slots[node]] = self._laid_out(tensor)
+        with torch.inference_mode():
+            for step in self._steps:
+                args, kwargs = _fill(step.args, values), _fill(step.kwargs, values)
+                try:
+                    value = values[step.out] = step.function(*args, **kwargs)
+                except (RuntimeError, IndexError, TypeError, ValueError) as error:
+                    raise CalibrationError(
+                        f"the model failed on a calibration batch: {error}",
+                        where=self._describe(step.node),
+                        remedy="run the model itself on this batch; the data may not be what it was captured with",
+                    ) from error
+                if step.observer is not None:
+                    step.observer(value)
+                for slot in step.release:
+                    values[slot] = None
+
+    def _compile(self, nodes: Sequence[fx.Node]) -> list[_Step]:
+        last_use = {source: node for node in nodes for source in [node, *node.all_input_nodes]}
+        releases: dict[fx.Node, list[int]] = {}
+        for source, user in last_use.items():
+            releases.setdefault(user, []).append(self._slots[source])
+        steps = []
+        for node in nodes:
+            if node.op == "placeholder":
+                function, args, kwargs = _same, (_Slot(self._slots[node]),), {}
+            else:
+                self._check_writes(node)
+                function, args, kwargs = self._callable(node), self._slotted(node.args), self._slotted(node.kwargs)
+            release = tuple(releases.get(node, ()))
+            steps.append(_Step(node, function, args, kwargs, self._slots[node], self._observers.get(node), release))
+        return steps
+
+    def _callable(self, node: fx.Node) -> Callable[..., Any]:
+        if node.op == "call_function":
+            return _ANY_LAYOUT.get(node.target, node.target)  # type: ignore[arg-type]
+        if node.op == "call_module":
+            return self._module.get_submodule(str(node.target))
+        if node.op == "call_method":
+            return getattr(torch.Tensor, str(node.target))  # type: ignore[no-any-return]
+        raise UnsupportedOpError(f"cannot run a graph node of kind {node.op!r}", where=self._describe(node))
+
+    def _slotted(self, arguments: Any) -> Any:
+        return fx.node.map_arg(arguments, lambda node: _Slot(self._slots[node]))  # type: ignore[arg-type, return-value]
+
+    def _compute_constant(self, node: fx.Node) -> Any:
+        if node.op == "get_attr":
+            value: Any = self._module
+            for part in str(node.target).split("."):
+                value = getattr(value, part)
+            if isinstance(value, torch.Tensor) and any(_is_kernel(node, user) for user in node.users):
+                value = self._laid_out(value.detach())
+        else:
+            args, kwargs = _fill(self._slotted(node.args), self._constants), self._slotted(node.kwargs)
+            value = self._callable(node)(*args, **_fill(kwargs, self._constants))
+        observer = self._observers.get(node)
+        if observer is not None:
+            observer(value)
+        return value
+
+    def _laid_out(self, tensor: torch.Tensor) -> torch.Tensor:
+        if self._channels_last and tensor.ndim == 4:
+            return tensor.contiguous(memory_format=torch.channels_last)
+        return tensor
+
+    def _check_writes(self, node: fx.Node) -> None:
+        """A model that writes into its own state would make the statistics depend on the order of the samples."""
+        if not isinstance(node.target, OpOverload) or not node.target._schema.is_mutable:
+            return
+        for source, argument in zip(node.args, node.target._schema.arguments, strict=False):
+            written = argument.alias_info is not None and argument.alias_info.is_write
+            if written and isinstance(source, fx.Node) and self._constants[self._slots[source]] is not None:
+                raise UnsupportedOpError(
+                    f"the model changes its own state {source.name!r} while it runs ({node.target})",
+                    where=self._describe(node),
+                    remedy="put the model in evaluation mode, or keep the state outside of forward",
+                )
+
+
+def depends_on_inputs(module: fx.GraphModule) -> set[fx.Node]:
+    """The nodes whose value an input can change."""
+    found: set[fx.Node] = set()
+    for node in module.graph.nodes:
+        if node.op == "placeholder" or any(source in found for source in node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def prefers_channels_last(module: fx.GraphModule) -> bool:
+    """Whether the graph runs in channels-last layout: a fixed rule, since layouts round differently."""
+    targets = {node.target for node in module.graph.nodes}
+    return bool(targets & _CHANNELS_LAST_OPS) and not targets & _LAYOUT_BOUND_OPS
+
+
+def _ancestors(nodes: Mapping[fx.Node, Observer]) -> set[fx.Node]:
+    found: set[fx.Node] = set()
+    stack = list(nodes)
+    while stack:
+        node = stack.pop()
+        if node not in found:
+            found.add(node)
+            stack.extend(node.all_input_nodes)
+    return found
+
+
+def _is_kernel(weight: fx.Node, user: fx.Node) -> bool:
+    return user.target in _CHANNELS_LAST_OPS and len(user.args) > 1 and user.args[1] is weight
+
+
+def _same(value: torch.Tensor) -> torch.Tensor:
+    return value
+
+
+def _fill(template: Any, values: Sequence[Any]) -> Any:
+    kind = type(template)
+    if kind is _Slot:
+        return values[template.index]
+    if kind is tuple:
+        return tuple([_fill(item, values) for item in template])
+    if kind is list or kind is fx.immutable_collections.immutable_list:
+        return [_fill(item, values) for item in template]
+    if kind is dict or kind is fx.immutable_collections.immutable_dict:
+        return {key: _fill(item, values) for key, item in template.items()}
+    return template
