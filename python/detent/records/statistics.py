@@ -117,17 +117,17 @@ class TensorStatistics:
     @cached_property
     def channel_minimum(self) -> FloatVector | None:
         """Least value per channel, float32 `[channels]`; None for a value without a channel axis."""
-        return self._accumulator.channel_minimum
+        return None if self._accumulator.channel_axis is None else self._accumulator.channel_minimum
 
     @cached_property
     def channel_maximum(self) -> FloatVector | None:
         """Greatest value per channel, float32 `[channels]`; None for a value without a channel axis."""
-        return self._accumulator.channel_maximum
+        return None if self._accumulator.channel_axis is None else self._accumulator.channel_maximum
 
     @cached_property
     def channel_mean(self) -> npt.NDArray[np.float64] | None:
         """Mean per channel, float64 `[channels]`; None for a value without a channel axis."""
-        return self._accumulator.channel_mean
+        return None if self._accumulator.channel_axis is None else self._accumulator.channel_mean
 
     def merge(self, other: TensorStatistics) -> TensorStatistics:
         """The statistics of both sets of samples together, exactly.
@@ -273,7 +273,7 @@ def summary_table(statistics: Statistics) -> str:
     lines = [f"statistics of {len(statistics)} values from {statistics.samples} samples", head]
     for name, tensor in statistics.items():
         share = f"{tensor.zeros / tensor.count:6.1%}" if tensor.count else f"{'-':>6}"
-        figures = (tensor.minimum, tensor.maximum, tensor.mean, tensor.std)
+        figures = (tensor.minimum, tensor.maximum, tensor.mean, tensor.std) if tensor.count else (math.nan,) * 4
         numbers = "  ".join(f"{figure:>11.5g}" for figure in figures)
         lines.append(f"{name:<{wide}}  {tensor.count:>12}  {numbers}  {share}  {len(tensor.counts):>4}")
     lines += [f"note: {note}" for note in statistics.notes]

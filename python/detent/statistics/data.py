@@ -10,7 +10,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,19 @@ __all__ = ["Data", "checked_batches", "expected_samples"]
 
 Tensor: TypeAlias = "torch.Tensor | npt.NDArray[Any]"
 Data: TypeAlias = "Tensor | Mapping[str, Tensor] | str | Path | Iterable[Any] | Callable[[], Iterable[Any]]"
+
+
+_UNREADABLE: Final = (
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""All that NumPy raises for archives that are damaged, hold objects or are something else."""
 
 
 def checked_batches(data: Data, graph: Graph, notes: list[str]) -> Iterator[Batch]:
@@ -98,9 +111,9 @@ def _read_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
             remedy="save the arrays with numpy.savez(path, input_name=array)",
         )
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except _UNREADABLE as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise FormatError(
             f"cannot read the calibration data: {reason}",

@@ -12,7 +12,7 @@ from torch._ops import OpOverload
 
 from detent.errors import CalibrationError, UnsupportedOpError
 
-__all__ = ["Executor", "Observer", "depends_on_inputs"]
+__all__ = ["Executor", "Observer", "prefers_channels_last"]
 
 Observer = Callable[[torch.Tensor], None]
 """Sees one value of one batch; must not keep or change it."""
@@ -74,7 +74,7 @@ class Executor:
         self._placeholders = [node for node in self._nodes if node.op == "placeholder"]
         self._channels_last = prefers_channels_last(module)
         needed = _ancestors(observers)
-        varying = depends_on_inputs(module)
+        varying = _depending_on_inputs(module)
         self._constants: list[Any] = [None] * len(self._nodes)
         with torch.inference_mode():
             for node in self._nodes:
@@ -172,7 +172,7 @@ class Executor:
                 )
 
 
-def depends_on_inputs(module: fx.GraphModule) -> set[fx.Node]:
+def _depending_on_inputs(module: fx.GraphModule) -> set[fx.Node]:
     """The nodes whose value an input can change."""
     found: set[fx.Node] = set()
     for node in module.graph.nodes:

@@ -6,11 +6,11 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
+from torch import fx
 
 from detent._registry import unknown_name
 from detent.errors import ConfigError
 from detent.graph.graph import Graph, GraphNode
-from detent.statistics.executor import depends_on_inputs
 
 __all__ = ["Observation", "observed_values"]
 
@@ -73,11 +73,45 @@ def observed_values(graph: Graph, names: Collection[str] | None, notes: list[str
         for value in graph.nodes():
             if value.is_float and value.dtype != torch.float32:
                 notes.append(f"{value.name} computes in {str(value.dtype).removeprefix('torch.')} and was not observed")
-    varying = depends_on_inputs(graph.module)
-    return [_observation(value, constant=value.node not in varying) for value in chosen]
+    varying = _depending_on_samples(graph)
+    attributable = _attributable(graph, varying)
+    return [
+        _observation(value, constant=value.node not in varying, attributed=value.node in attributable)
+        for value in chosen
+    ]
 
 
-def _observation(value: GraphNode, *, constant: bool) -> Observation:
+def _depending_on_samples(graph: Graph) -> set[fx.Node]:
+    """The nodes that an input with a batch axis can change; of the others every batch shows the same."""
+    placeholders = [node for node in graph.module.graph.nodes if node.op == "placeholder"]
+    batched = {
+        node for node, spec in zip(placeholders, graph.inputs, strict=True) if spec.batch_axis is not None
+    } or set(placeholders)
+    found: set[fx.Node] = set()
+    for node in graph.module.graph.nodes:
+        if node in batched or any(source in found for source in node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def _attributable(graph: Graph, varying: set[fx.Node]) -> set[fx.Node]:
+    """The nodes each of whose rows is made from one sample, samples in order.
+
+    The shape of a value alone does not tell: `cat([a, b]).reshape(n, -1)` has one row per sample, but mixed ones. So
+    all that a node is made from must be in order too.
+    """
+    layouts = {value.node: value.batch for value in graph.nodes() if value.shape is not None}
+    found: set[fx.Node] = set()
+    for node in graph.module.graph.nodes:
+        layout = layouts.get(node)
+        ordered = layout is not None and layout.ordered is True and layout.rows > 0
+        alone = node not in layouts or ordered  # sizes and tuples of tensors are what their operands are
+        if node not in varying or (alone and all(source in found for source in node.all_input_nodes)):
+            found.add(node)
+    return found
+
+
+def _observation(value: GraphNode, *, constant: bool, attributed: bool) -> Observation:
     layout = None if constant else value.batch
     axis = None if layout is None else layout.axis
     channel = value.channel_axis
@@ -89,7 +123,7 @@ def _observation(value: GraphNode, *, constant: bool) -> Observation:
     return Observation(
         value=value,
         constant=constant,
-        attributed=layout is not None and layout.ordered is True and layout.rows > 0,
+        attributed=attributed and not constant,
         batch_axis=axis,
         rows=1 if layout is None else layout.rows,
         channel_axis=channel,
