@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -103,8 +105,9 @@ def build(kind: type[nn.Module]) -> nn.Module:
     return kind().eval()
 
 
+@cache
 def residual_graph(*, dynamic_batch: bool = True, batch: int = 2) -> Graph:
-    """`Residual`, captured."""
+    """`Residual`, captured once."""
     return capture(build(Residual), torch.zeros(batch, *SHAPE), dynamic_batch=dynamic_batch)
 
 
