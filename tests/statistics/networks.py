@@ -76,6 +76,19 @@ class Shuffled(nn.Module):
         return self.linear(torch.cat([x, -x], dim=0).reshape(x.shape[0], -1))
 
 
+class SequenceFirst(nn.Module):
+    """Attention with time before samples, inside merged with heads: samples lie on other axes than the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2)
+        self.linear = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x.transpose(0, 1)
+        return self.linear(self.attention(y, y, y, need_weights=False)[0])
+
+
 class Masked(nn.Module):
     """Takes a second input that is shared by all samples."""
 

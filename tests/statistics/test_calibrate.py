@@ -15,6 +15,7 @@ from tests.statistics.networks import (
     Masked,
     Reciprocal,
     Residual,
+    SequenceFirst,
     Shuffled,
     Stacked,
     TwoInputs,
@@ -112,18 +113,22 @@ def test_the_users_data_and_model_stay_as_they_are(images):
         assert tensor.is_contiguous()
 
 
-def test_fixed_batch_runs_as_it_is(images):
-    graph = residual_graph(dynamic_batch=False, batch=10)
+@pytest.mark.parametrize("batch", [10, 64])
+def test_fixed_batch_runs_as_it_is(images, batch):
+    graph = residual_graph(dynamic_batch=False, batch=batch)
     statistics = calibrate(graph, images, progress=False)
     assert statistics.samples == 150
-    assert any("fixed batch" in note for note in statistics.notes)
+    assert any(f"fixed batch and ran on {batch} samples" in note for note in statistics.notes)
     assert statistics["linear"].count == 150 * 5
+    shuffled = images[torch.randperm(150, generator=torch.Generator().manual_seed(4))]
+    assert calibrate(graph, shuffled.split(11), progress=False) == statistics
 
 
-def test_fixed_batch_refuses_a_rest(images):
-    graph = residual_graph(dynamic_batch=False, batch=7)
-    with pytest.raises(CalibrationError, match=r"exactly 7 samples.*3 are left over"):
-        calibrate(graph, images, progress=False)
+def test_fixed_batch_that_mixes_samples_refuses_a_rest():
+    graph = capture(build(Shuffled), torch.zeros(4, 4), dynamic_batch=False)
+    assert calibrate(graph, samples(8, 4), progress=False)["linear"].count == 24
+    with pytest.raises(CalibrationError, match=r"exactly 4 samples.*3 are left over"):
+        calibrate(graph, samples(7, 4), progress=False)
 
 
 def test_single_sample_graph(images):
@@ -143,14 +148,33 @@ def test_values_no_input_can_change_count_once():
     assert halves == whole
 
 
-@pytest.mark.parametrize("network", [Stacked, Shuffled])
-def test_values_that_mix_samples_are_not_padded(network):
-    graph = capture(build(network), torch.zeros(2, 4))
+def test_values_that_mix_samples_are_not_padded():
+    graph = capture(build(Shuffled), torch.zeros(2, 4))
     data = samples(70, 4)
     statistics = calibrate(graph, data, progress=False)
-    assert statistics["linear"].count == (2 if network is Stacked else 1) * 70 * 3
+    assert statistics["linear"].count == 70 * 3
     assert statistics["x"].count == data.numel()
     assert any("mix samples" in note for note in statistics.notes)
+
+
+def test_padding_is_left_out_wherever_the_samples_lie():
+    graph = capture(build(Stacked), torch.zeros(2, 4))
+    data = samples(70, 4)
+    statistics = calibrate(graph, data, progress=False)
+    assert statistics["linear"].count == 2 * 70 * 3
+    assert not statistics.notes
+    order = torch.randperm(70, generator=torch.Generator().manual_seed(5))
+    assert calibrate(graph, data[order].split(9), progress=False) == statistics
+
+
+def test_recurrent_and_sequence_first_values():
+    graph = capture(build(SequenceFirst), torch.zeros(2, 5, 8))
+    data = samples(70, 5, 8)
+    statistics = calibrate(graph, data, progress=False)
+    assert all(statistics[name].count % 70 == 0 for name in statistics)
+    assert not statistics.notes
+    order = torch.randperm(70, generator=torch.Generator().manual_seed(6))
+    assert calibrate(graph, data[order].split(9), progress=False) == statistics
 
 
 def test_input_shared_by_all_samples():

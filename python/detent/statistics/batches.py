@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from detent.errors import CalibrationError
-from detent.graph.graph import InputSpec
+from detent.graph import InputSpec
 
 __all__ = ["Batch", "SampleDigest", "SampleQueue", "pad"]
 

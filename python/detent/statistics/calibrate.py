@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from detent.errors import CalibrationError, ConfigError
-from detent.graph.graph import Graph
+from detent.graph import Graph
 from detent.records.statistics import Statistics
 from detent.statistics.batches import Batch, SampleDigest, SampleQueue, pad
 from detent.statistics.checkpoint import Checkpoint, read_checkpoint

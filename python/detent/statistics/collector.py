@@ -1,4 +1,4 @@
-"""One accumulator per observed value, and the check that everything counted is finite."""
+"""One accumulator per observed value."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Collector:
             for observation in observations
         ]
         self._samples = 0
-        self._before = self._counts()
+        self._seen_before: list[int] = []
         self._repeating = False
 
     @property
@@ -52,10 +52,10 @@ class Collector:
             samples: samples that are not padding.
             repeating: it is the batch that was interrupted before; values that saw it already leave it out.
         """
+        if not repeating:
+            self._seen_before = [accumulator.samples for accumulator in self._accumulators]
         self._samples = samples
         self._repeating = repeating
-        if not repeating:
-            self._before = self._counts()
 
     def nonfinite(self) -> Observation | None:
         """The first value, in the order of the graph, in which a NaN or an infinity was counted."""
@@ -71,21 +71,18 @@ class Collector:
             for observation, accumulator in zip(self.observations, self._accumulators, strict=True)
         }
 
-    def _counts(self) -> list[int]:
-        return [accumulator.count + accumulator.nonfinite for accumulator in self._accumulators]
-
     def _observer(self, index: int) -> Observer:
         observation, accumulator = self.observations[index], self._accumulators[index]
 
         def observe(value: torch.Tensor) -> None:
             # The kernel's own count tells whether this value saw the batch before an interruption.
-            if self._repeating and accumulator.count + accumulator.nonfinite != self._before[index]:
+            if self._repeating and accumulator.samples != self._seen_before[index]:
                 return
-            rows = observation.rows_of(value)
-            accumulator.update(rows.numpy(), self._samples * observation.rows if observation.attributed else None)
+            rows = observation.samples_first(value).numpy()
+            accumulator.update(rows, self._samples if observation.attributed else None)
 
         def observe_once(value: torch.Tensor) -> None:
-            if not accumulator.count + accumulator.nonfinite:
-                accumulator.update(observation.rows_of(value).numpy(), None)
+            if not accumulator.samples:
+                accumulator.update(observation.samples_first(value).numpy())
 
         return observe_once if observation.constant else observe

@@ -17,11 +17,11 @@ import numpy.typing as npt
 import torch
 
 from detent.errors import CalibrationError, FormatError
-from detent.graph.graph import Graph
+from detent.graph import Graph
 from detent.statistics.batches import Batch
 from detent.statistics.inputs import fits, match_batch, note
 
-__all__ = ["Data", "checked_batches", "expected_samples"]
+__all__ = ["Data", "checked_batches", "expected_samples", "read_npz"]
 
 Tensor: TypeAlias = "torch.Tensor | npt.NDArray[Any]"
 Data: TypeAlias = "Tensor | Mapping[str, Tensor] | str | Path | Iterable[Any] | Callable[[], Iterable[Any]]"
@@ -97,13 +97,19 @@ def _whole_arrays(data: Data, graph: Graph, notes: list[str]) -> tuple[str, obje
     """The whole data as one batch with its name, if that is the form they have."""
     if isinstance(data, str | Path):
         path = Path(data)
-        return str(path), _pick_input(_read_npz(path), graph, notes)
+        return str(path), _pick_input(read_npz(path), graph, notes)
     if isinstance(data, torch.Tensor | np.ndarray | Mapping):
         return "the data", data
     return None
 
 
-def _read_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
+def read_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of an `.npz` file by name; nothing is unpickled.
+
+    Raises:
+        CalibrationError: the name does not end in `.npz`.
+        FormatError: the file is missing, damaged, or holds objects.
+    """
     if path.suffix != ".npz":
         raise CalibrationError(
             "calibration data in a file must be .npz",

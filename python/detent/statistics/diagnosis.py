@@ -6,7 +6,7 @@ import torch
 from torch import fx
 
 from detent.errors import CalibrationError
-from detent.graph.graph import Graph
+from detent.graph import Graph
 from detent.statistics.batches import Batch
 from detent.statistics.executor import Executor
 from detent.statistics.observation import Observation
@@ -58,7 +58,7 @@ def nonfinite_error(graph: Graph, observation: Observation, batch: Batch, first_
     rows_found: list[int] = []
 
     def locate(value: torch.Tensor) -> None:
-        rows = observation.rows_of(value)
+        rows = observation.samples_first(value)
         bad = ~torch.isfinite(rows).reshape(len(rows), -1).all(dim=1)
         if bool(bad.any()):
             kinds.append(_nonfinite_kind(value) or "NaN")
@@ -68,7 +68,7 @@ def nonfinite_error(graph: Graph, observation: Observation, batch: Batch, first_
     Executor(graph.module, {node: locate}, lambda failed: describe_node(graph, failed)).run(batch)
     kind = kinds[0] if kinds else "NaN or infinity"
     if observation.attributed and rows_found:
-        sample = f"sample {first_sample + rows_found[0] // observation.rows}"
+        sample = f"sample {first_sample + rows_found[0]}"
     else:
         sample = f"the batch that starts at sample {first_sample}"
     if node.op == "placeholder":

@@ -10,7 +10,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from detent.errors import CalibrationError, CaptureError
-from detent.graph.graph import Graph, InputSpec
+from detent.graph import Graph, InputSpec
 
 __all__ = ["describe_input", "fits", "match_batch"]
 

@@ -1,4 +1,4 @@
-"""Which values are observed, and which of their rows belong to real samples rather than to padding."""
+"""Which values are observed, and how their samples are laid out for counting."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import fx
 
 from detent._registry import unknown_name
 from detent.errors import ConfigError
-from detent.graph.graph import Graph, GraphNode
+from detent.graph import BatchLayout, Graph, GraphNode
 
 __all__ = ["Observation", "observed_values"]
 
@@ -21,19 +21,15 @@ class Observation:
 
     Args:
         value: the graph's value.
-        constant: it does not depend on the inputs and is seen once.
-        attributed: each row belongs to one sample and samples come in order, so rows of padding can be left out.
-        batch_axis: axis that holds the samples, moved to the front before counting; None if there is none and the whole
-            value counts as one sample.
-        rows: rows along `batch_axis` per sample.
-        channel_axis: channel axis of what is counted, None if there is none.
+        constant: no sample can change it, so it is counted once.
+        layout: where the samples lie in it; None if it is counted as a whole, because it mixes samples or does not
+            depend on them.
+        channel_axis: channel axis of what `samples_first` returns, None if there is none.
     """
 
     value: GraphNode
     constant: bool
-    attributed: bool
-    batch_axis: int | None
-    rows: int
+    layout: BatchLayout | None
     channel_axis: int | None
 
     @property
@@ -41,12 +37,17 @@ class Observation:
         """The value's name in the graph."""
         return self.value.name
 
-    def rows_of(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The value with its samples outermost in memory, as the kernel reads it: a view where that is possible."""
-        moved = tensor.unsqueeze(0) if self.batch_axis is None else tensor.movedim(self.batch_axis, 0)
-        # Dense with samples outermost are the plain and the channels-last layout; others are rare and copied.
-        dense = moved.is_contiguous() or (moved.ndim == 4 and moved.is_contiguous(memory_format=torch.channels_last))
-        return moved if dense else moved.contiguous()
+    @property
+    def attributed(self) -> bool:
+        """Whether every element belongs to one sample, so that padding can be left out."""
+        return self.layout is not None
+
+    def samples_first(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The value as `[samples, ...]`, dense and with samples outermost in memory: a view where that is possible."""
+        rows = tensor.unsqueeze(0) if self.layout is None else self.layout.samples_first(tensor)
+        # The plain and the channels-last layout are what the kernel takes; others are rare and copied.
+        dense = rows.is_contiguous() or (rows.ndim == 4 and rows.is_contiguous(memory_format=torch.channels_last))
+        return rows if dense else rows.contiguous()
 
 
 def observed_values(graph: Graph, names: Collection[str] | None, notes: list[str]) -> list[Observation]:
@@ -74,57 +75,28 @@ def observed_values(graph: Graph, names: Collection[str] | None, notes: list[str
             if value.is_float and value.dtype != torch.float32:
                 notes.append(f"{value.name} computes in {str(value.dtype).removeprefix('torch.')} and was not observed")
     varying = _depending_on_samples(graph)
-    attributable = _attributable(graph, varying)
-    return [
-        _observation(value, constant=value.node not in varying, attributed=value.node in attributable)
-        for value in chosen
-    ]
+    return [_observation(value, constant=value.node not in varying) for value in chosen]
 
 
 def _depending_on_samples(graph: Graph) -> set[fx.Node]:
     """The nodes that an input with a batch axis can change; of the others every batch shows the same."""
-    placeholders = [node for node in graph.module.graph.nodes if node.op == "placeholder"]
-    batched = {
-        node for node, spec in zip(placeholders, graph.inputs, strict=True) if spec.batch_axis is not None
-    } or set(placeholders)
-    found: set[fx.Node] = set()
+    placeholders = {node.target: node for node in graph.module.graph.nodes if node.op == "placeholder"}
+    batched = {placeholders[spec.name] for spec in graph.inputs if spec.batch_axis is not None}
+    found = batched or set(placeholders.values())
     for node in graph.module.graph.nodes:
-        if node in batched or any(source in found for source in node.all_input_nodes):
+        if any(source in found for source in node.all_input_nodes):
             found.add(node)
     return found
 
 
-def _attributable(graph: Graph, varying: set[fx.Node]) -> set[fx.Node]:
-    """The nodes each of whose rows is made from one sample, samples in order.
-
-    The shape of a value alone does not tell: `cat([a, b]).reshape(n, -1)` has one row per sample, but mixed ones. So
-    all that a node is made from must be in order too.
-    """
-    layouts = {value.node: value.batch for value in graph.nodes() if value.shape is not None}
-    found: set[fx.Node] = set()
-    for node in graph.module.graph.nodes:
-        layout = layouts.get(node)
-        ordered = layout is not None and layout.ordered is True and layout.rows > 0
-        alone = node not in layouts or ordered  # sizes and tuples of tensors are what their operands are
-        if node not in varying or (alone and all(source in found for source in node.all_input_nodes)):
-            found.add(node)
-    return found
-
-
-def _observation(value: GraphNode, *, constant: bool, attributed: bool) -> Observation:
-    layout = None if constant else value.batch
-    axis = None if layout is None else layout.axis
+def _observation(value: GraphNode, *, constant: bool) -> Observation:
+    layout = value.batch
+    if constant or (layout is not None and (layout.outer is None or not layout.rows)):
+        layout = None
     channel = value.channel_axis
     if channel is not None:
-        if axis is None or channel < axis:
+        if layout is None or channel < layout.axis:
             channel += 1
-        elif channel == axis:
-            channel = None
-    return Observation(
-        value=value,
-        constant=constant,
-        attributed=attributed and not constant,
-        batch_axis=axis,
-        rows=1 if layout is None else layout.rows,
-        channel_axis=channel,
-    )
+        elif layout.rows > 1:
+            channel += 2  # the batch axis is split into three, one of which goes to the front
+    return Observation(value=value, constant=constant, layout=layout, channel_axis=channel)
