@@ -117,6 +117,18 @@ def test_constants_merge_to_themselves():
         once.merge(other)
 
 
+def test_values_that_share_a_grid_are_taken_together():
+    first, second = noise(1, 5, 3, 7), noise(2, 5, 4, 2)
+    values = [tensor_statistics(array, channel_axis=1) for array in (first, second)]
+    pooled = TensorStatistics.pool(values)
+    assert pooled.count == first.size + second.size
+    assert pooled.maximum == max(first.max(), second.max())
+    assert pooled.channel_mean is None
+    assert TensorStatistics.pool(reversed(values)) == pooled
+    with pytest.raises(ValueError, match="no value"):
+        TensorStatistics.pool([])
+
+
 def test_table_names_every_value():
     text = str(example())
     for name in example():

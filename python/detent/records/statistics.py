@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -142,6 +142,24 @@ class TensorStatistics:
         both = StatisticsAccumulator.from_state(dict(self.state))  # a copy: merging changes it
         both.merge(other._accumulator)
         return TensorStatistics(both.state())
+
+    @classmethod
+    def pool(cls, tensors: Iterable[TensorStatistics]) -> TensorStatistics:
+        """The statistics of several values that share a grid, taken together; channels are not told apart.
+
+        Raises:
+            ValueError: there is no value.
+        """
+        states = [
+            {name: array for name, array in tensor.state.items() if not name.startswith("channel_")}
+            for tensor in tensors
+        ]
+        if not states:
+            raise ValueError("there is no value to take together")
+        pooled = StatisticsAccumulator()
+        for state in states:
+            pooled.merge(StatisticsAccumulator.from_state(state))
+        return cls(pooled.state())
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, TensorStatistics):

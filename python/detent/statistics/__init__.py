@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from detent.statistics.calibrate import calibrate
+from detent.statistics.peek import first_batch
 
-__all__ = ["calibrate"]
+__all__ = ["calibrate", "first_batch"]
