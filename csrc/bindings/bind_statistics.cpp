@@ -74,6 +74,19 @@ class Accumulator {
     tally_.merge(theirs);
   }
 
+  // Cheap enough to ask after every batch; the rest comes with the state.
+  int64_t samples() const {
+    py::gil_scoped_release unlocked;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return tally_.samples;
+  }
+
+  int64_t nonfinite() const {
+    py::gil_scoped_release unlocked;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return tally_.nonfinite;
+  }
+
   py::dict state() const {
     const Tally tally = snapshot();
     py::dict state;
@@ -257,6 +270,8 @@ void register_statistics(py::module_& module) {
       .def("merge", &Accumulator::merge, py::arg("other"))
       .def("copy", [](const Accumulator& self) { return std::make_unique<Accumulator>(self); })
       .def("state", &Accumulator::state)
+      .def_property_readonly("samples", &Accumulator::samples)
+      .def_property_readonly("nonfinite", &Accumulator::nonfinite)
       .def_static("from_state", &Accumulator::from_state, py::arg("channel_axis"), py::arg("state"));
   module.def("exact_values", &exact_values, py::arg("digits").noconvert(),
              "Exact sums, rounded to the nearest double.");

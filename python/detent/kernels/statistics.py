@@ -115,7 +115,7 @@ class StatisticsAccumulator:
     @property
     def samples(self) -> int:
         """Samples seen."""
-        return int(self._current["samples"])
+        return self._core.samples
 
     @property
     def count(self) -> int:
@@ -130,7 +130,7 @@ class StatisticsAccumulator:
     @property
     def nonfinite(self) -> int:
         """NaN and infinities seen; no other figure includes them."""
-        return int(self._current["nonfinite"])
+        return self._core.nonfinite
 
     @property
     def minimum(self) -> float:
