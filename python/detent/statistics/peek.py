@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from detent.statistics.data import read_npz
 from torch import nn
 
 from detent.errors import CalibrationError
+from detent.statistics.data import read_npz
 
 __all__ = ["first_batch"]
 
