@@ -41,7 +41,7 @@ def load_program(path: str | os.PathLike[str]) -> ExportedProgram:
     _check_archive(content, source)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"torch\.|copyreg")
+            warnings.filterwarnings("ignore", module=r"torch\.|copyreg|contextlib")
             program = torch.export.load(io.BytesIO(content))
     except Exception as error:
         raise FormatError(

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import fx
 
 from detent.graph.roles import OpRole, argument, argument_names, first_argument, op_name, role_of
-from detent.graph.shapes import concrete_shape, is_tensor, value_of
+from detent.graph.shapes import concrete_shape, concrete_size, is_tensor, value_of
 
 __all__ = ["channel_axes"]
 
@@ -22,9 +23,10 @@ def channel_axes(graph: fx.Graph, batch: Mapping[fx.Node, int]) -> dict[fx.Node,
     """
     axes: dict[fx.Node, int | None] = {}
     for node in graph.nodes:
-        if not is_tensor(node):
+        shape = _shape(node)
+        if shape is None:
             continue
-        rank = len(value_of(node).shape)
+        rank = len(shape)
         role = role_of(node)
         axis: int | None
         if node.op == "placeholder":
@@ -50,7 +52,7 @@ def _channel_axis(node: fx.Node, role: OpRole, rank: int, axes: dict[fx.Node, in
     axis = None if source is None else axes.get(source)
     if source is None or axis is None:
         return None
-    before = concrete_shape(source)
+    before = _shape(source) or ()
     if rule == "reduced":
         return _after_reduction(node, axis, len(before))
     if rule == "moved":
@@ -61,9 +63,17 @@ def _channel_axis(node: fx.Node, role: OpRole, rank: int, axes: dict[fx.Node, in
     return axis + rank - len(before) if rank > len(before) else None
 
 
+def _shape(node: fx.Node) -> tuple[int, ...] | None:
+    """Shape of a tensor, or of the first of several: the parts of a split differ in length only."""
+    value = value_of(node)
+    if isinstance(value, tuple | list) and value and isinstance(value[0], torch.Tensor):
+        return tuple(concrete_size(size) for size in value[0].shape)
+    return concrete_shape(node) if is_tensor(node) else None
+
+
 def _first_tensor(value: Any) -> fx.Node | None:
     members = value if isinstance(value, tuple | list) else (value,)
-    return next((m for m in members if isinstance(m, fx.Node) and is_tensor(m)), None)
+    return next((m for m in members if isinstance(m, fx.Node) and _shape(m) is not None), None)
 
 
 def _after_reduction(node: fx.Node, axis: int, rank: int) -> int | None:
@@ -80,7 +90,7 @@ def _after_reduction(node: fx.Node, axis: int, rank: int) -> int | None:
 
 def _after_move(node: fx.Node, axis: int, before: tuple[int, ...]) -> int | None:
     name, rank = op_name(node), len(before)
-    after = concrete_shape(node)
+    after = _shape(node) or ()
     if name == "permute":
         order = [int(d) % rank for d in argument(node, "dims")]
         return order.index(axis)
@@ -89,11 +99,13 @@ def _after_move(node: fx.Node, axis: int, before: tuple[int, ...]) -> int | None
     if name == "unsqueeze":
         position = int(argument(node, "dim")) % (rank + 1)
         return axis + (position <= axis)
-    if name in ("select", "squeeze"):
+    if name in ("select", "squeeze", "unbind"):
         dims = argument(node, "dim") if "dim" in argument_names(node) else None
         gone = _squeezed(name, dims, before)
         return None if axis in gone else axis - sum(d < axis for d in gone)
-    if name in ("movedim", "moveaxis", "unfold", "im2col", "rot90", "diagonal"):
+    if name in ("expand", "expand_as", "broadcast_to", "repeat", "tile"):
+        return axis + len(after) - rank
+    if name in ("movedim", "moveaxis", "unfold", "im2col", "rot90", "diagonal", "index", "gather", "take_along_dim"):
         return None
     if len(after) == rank:
         # Slices, chunks, flips and the like keep axes in place; a reshape keeps this one if the sizes around it agree.
@@ -128,4 +140,4 @@ def _squeezed(name: str, dims: Any, before: tuple[int, ...]) -> set[int]:
     if dims is None:
         return {d for d, size in enumerate(before) if size == 1}
     chosen = {d % rank for d in ([dims] if isinstance(dims, int) else dims)}
-    return chosen if name == "select" else {d for d in chosen if before[d] == 1}
+    return chosen if name != "squeeze" else {d for d in chosen if before[d] == 1}

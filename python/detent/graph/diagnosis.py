@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from detent.errors import CaptureError
 from detent.graph.example import Example
 
-__all__ = ["explain_failure", "first_line", "user_frame"]
+__all__ = ["explain_failure", "first_line", "run_failure", "user_frame"]
 
 _OWN: Final = (str(Path(torch.__file__).parent), str(Path(__file__).parent), "<")
 
@@ -26,15 +26,9 @@ def explain_failure(model: nn.Module, example: Example, error: Exception) -> Cap
     where = user_frame(error.__traceback__)
     text = f"{type(error).__name__} {error}".lower()
     if not any(word in text for word in _DATA_DEPENDENT):
-        try:
-            with torch.no_grad():
-                model(*example.args, **example.kwargs)
-        except Exception as own:  # noqa: BLE001  (whatever the user's code raises is the answer)
-            return CaptureError(
-                f"the model does not run on the example inputs: {first_line(own)}",
-                where=user_frame(own.__traceback__) or where,
-                remedy=_input_remedy(model, example),
-            )
+        failure = run_failure(model, example)
+        if failure is not None:
+            return failure
         return CaptureError(
             f"torch.export cannot trace the model: {first_line(error)}",
             where=where,
@@ -46,6 +40,20 @@ def explain_failure(model: nn.Module, example: Example, error: Exception) -> Cap
         where=where,
         remedy="make the branch or size at that line a fixed choice, or express it with torch.where or torch.cond",
     )
+
+
+def run_failure(model: nn.Module, example: Example) -> CaptureError | None:
+    """The error to raise if the model itself fails on the example, None if it runs."""
+    try:
+        with torch.no_grad():
+            model(*example.args, **example.kwargs)
+    except Exception as error:  # noqa: BLE001  (whatever the user's code raises is the answer)
+        return CaptureError(
+            f"the model does not run on the example inputs: {first_line(error)}",
+            where=user_frame(error.__traceback__),
+            remedy=_input_remedy(model, example),
+        )
+    return None
 
 
 def user_frame(trace: TracebackType | None) -> str | None:

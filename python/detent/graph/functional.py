@@ -21,6 +21,7 @@ __all__ = [
     "mutated_argument",
     "restore_batch_norm",
     "swap_in_place",
+    "switch_to_evaluation",
 ]
 
 FOLDED: Final = "_folded_"
@@ -87,6 +88,20 @@ def drop_state_updates(graph: fx.Graph) -> list[str]:
             node.replace_all_uses_with(node.args[1])
             graph.erase_node(node)
     return sorted(set(names))
+
+
+def switch_to_evaluation(graph: fx.Graph) -> bool:
+    """Make batch norms use their stored statistics and dropouts pass through; returns whether any did not."""
+    changed = False
+    for node in graph.nodes:
+        name = str(node.target)
+        if name == "aten.batch_norm.default" and node.args[3] is not None and node.args[5]:
+            node.update_arg(5, False)
+            changed = True
+        elif name.startswith("aten.") and "dropout" in name and len(node.args) == 3 and node.args[2]:
+            node.update_arg(2, False)
+            changed = True
+    return changed
 
 
 def restore_batch_norm(graph: fx.Graph) -> None:

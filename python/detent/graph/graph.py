@@ -20,7 +20,7 @@ from detent.graph.names import LAYER, NAME, SOURCE
 from detent.graph.roles import OpRole, argument, first_argument, role_of
 from detent.graph.shapes import concrete_shape, is_tensor, value_of
 from detent.graph.signature import BatchSpec, InputSpec
-from detent.graph.tensors import drop_unused_tensors, read_tensor
+from detent.graph.tensors import add_tensor, drop_unused_tensors, read_tensor
 
 __all__ = ["Graph", "GraphNode"]
 
@@ -237,6 +237,20 @@ class Graph:
             renamed[node] = graph.node_copy(node, renamed.__getitem__)
         module = fx.GraphModule(self.module, graph)
         return Graph(module, inputs=self.inputs, batch=self.batch, notes=self.notes)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Graph:
+        twin = self.copy()
+        cloned: dict[int, torch.Tensor] = {}
+        tensors = [
+            *twin.module.named_parameters(remove_duplicate=False),
+            *twin.module.named_buffers(remove_duplicate=False),
+        ]
+        for path, tensor in tensors:
+            # Tied tensors stay tied.
+            if id(tensor) not in cloned:
+                cloned[id(tensor)] = tensor.detach().clone()
+            add_tensor(twin.module, path, cloned[id(tensor)], like=tensor)
+        return twin
 
     def refresh(self) -> None:
         """After an edit of `module.graph`: remove what nothing uses, recompile, forget what was derived."""

@@ -76,7 +76,7 @@ def _owners(graph: fx.Graph) -> set[fx.Node]:
         if node.op == "call_function" and stack and _has_tensor(node):
             key, (path, kind) = list(stack.items())[-1]
             kind = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
-            if path and kind.startswith("torch.nn.modules."):
+            if path and kind.startswith("torch.nn."):
                 calls.setdefault(str(key), []).append(node)
     owners: set[fx.Node] = set()
     for nodes in calls.values():

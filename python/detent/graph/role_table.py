@@ -141,7 +141,7 @@ for _name in ("batch_norm", "group_norm", "instance_norm"):
     register(_name, OpRole(name=_name, kind="norm", data=("input",), channel_axis=1))
 for _name in ("layer_norm", "rms_norm"):
     register(_name, OpRole(name=_name, kind="norm", data=("input",), channel_axis=-1))
-for _name in ("linalg_vector_norm", "normalize"):
+for _name in ("linalg_vector_norm",):
     register(_name, OpRole(name=_name, kind="norm"))
 
 # ---- arithmetic ----------------------------------------------------------------------------------------------------
@@ -177,7 +177,6 @@ _ACTIVATIONS: Final[dict[str, tuple[float, float]]] = {
     "sigmoid": (0.0, 1.0),
     "hardsigmoid": (0.0, 1.0),
     "tanh": (-1.0, 1.0),
-    "softsign": (-1.0, 1.0),
     "silu": (-0.27847, inf),
     "gelu": (-0.17005, inf),
     "hardswish": (-0.375, inf),
@@ -231,9 +230,10 @@ for _name in ("log_softmax", "_log_softmax"):
 for _dim in (1, 2, 3):
     register(f"avg_pool{_dim}d", OpRole(name="avg_pool", kind="pool"))
     register(f"adaptive_avg_pool{_dim}d", OpRole(name="avg_pool", kind="pool"))
-    register(f"_adaptive_avg_pool{_dim}d", OpRole(name="avg_pool", kind="pool"))
     for _name in (f"max_pool{_dim}d", f"max_pool{_dim}d_with_indices", f"adaptive_max_pool{_dim}d"):
         register(_name, OpRole(name="max_pool", kind="pool", preserving=True))
+for _name in ("_adaptive_avg_pool2d", "_adaptive_avg_pool3d"):
+    register(_name, OpRole(name="avg_pool", kind="pool"))
 register("mean", OpRole(name="mean", kind="mean", channel_axis="reduced"))
 register("sum", OpRole(name="sum", kind="sum", channel_axis="reduced"))
 for _name in ("amax", "amin", "max", "min"):
@@ -300,5 +300,5 @@ def _same_type(node: fx.Node, role: OpRole) -> OpRole | None:
     return role if before is not None and after is not None and before.dtype == after.dtype else None
 
 
-for _name in ("to", "_to_copy", "type_as", "float"):
+for _name in ("to", "_to_copy", "type_as"):
     register(_name, OpRole(name="to", kind="preserving", preserving=True, refine=_same_type))

@@ -10,7 +10,7 @@ KINDS: Final[dict[str, tuple[str, ...]]] = {
     "activation": (
         *("celu", "clamp_max", "clamp_min", "elu", "gelu", "glu", "hardshrink", "hardsigmoid", "hardswish", "hardtanh"),
         *("leaky_relu", "log_sigmoid", "mish", "prelu", "relu", "relu6", "rrelu", "selu", "sigmoid", "silu"),
-        *("softplus", "softshrink", "softsign", "tanh", "threshold"),
+        *("softplus", "softshrink", "tanh", "threshold"),
     ),
     "add": (),
     "attention": ("scaled_dot_product_attention",),
@@ -26,7 +26,7 @@ KINDS: Final[dict[str, tuple[str, ...]]] = {
     "mean": (),
     "minimum": (),
     "mul": (),
-    "norm": ("batch_norm", "group_norm", "instance_norm", "layer_norm", "linalg_vector_norm", "normalize", "rms_norm"),
+    "norm": ("batch_norm", "group_norm", "instance_norm", "layer_norm", "linalg_vector_norm", "rms_norm"),
     "pad": ("constant_pad_nd",),  # with zeros it keeps its input's grid everywhere
     "pool": ("avg_pool", "max_pool"),  # max pooling keeps its input's grid everywhere
     "resize": (  # nearest keeps its input's grid everywhere
