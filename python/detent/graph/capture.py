@@ -205,7 +205,9 @@ def _float_notes(graph: fx.Graph) -> list[str]:
     for node in graph.nodes:
         # What makes values from nothing (zeros, arange) has nothing to quantize, and getitem goes with its parent.
         computes = any(source.op != "get_attr" and is_float(source) for source in node.all_input_nodes)
-        if computes and role_of(node) is None and is_float(node) and op_name(node) not in ("getitem", "output"):
+        if node.op != "call_function" or op_name(node) == "getitem" or not computes:
+            continue
+        if role_of(node) is None and is_float(node):
             layers = where.setdefault(str(node.target), [])
             layer = layer_path(node) or "the model's forward"
             if layer not in layers:
