@@ -67,3 +67,23 @@ def channel_range(
 def weighted_counts(
     x: npt.NDArray[Any], weights: npt.NDArray[Any], exponent: int, first_bin: int, n_bins: int
 ) -> npt.NDArray[np.float64]: ...
+
+# bind_histogram_search.cpp
+class HistogramErrors:
+    def __init__(
+        self,
+        positive: npt.NDArray[np.float64],
+        positive_end: float,
+        negative: npt.NDArray[np.float64],
+        negative_end: float,
+        zeros: float,
+        half_count: float,
+        metric: str,
+        power: float,
+    ) -> None: ...
+    def fixed_levels(
+        self, steps: npt.NDArray[np.float64], positive_levels: int, negative_levels: int
+    ) -> npt.NDArray[np.float64]: ...
+    def best_split(
+        self, steps: npt.NDArray[np.float64], levels: int, first: int, last: int, stride: int
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]: ...

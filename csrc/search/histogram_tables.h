@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+// Suffix sums of a histogram side and their look-ups; part of histogram_search.cpp (see histogram_search.h for the model).
+//
+// At edge i, over all data x >= i:  mass = E[1],  first = E[x - i],  second = E[(x - i)^2] / 2,  third = E[(x - i)^3] / 6.
+// Each is the integral of the one before, so inside a bin of density c they are Taylor polynomials in the fraction f.
+#pragma once
+
+#include <cmath>
+
+#include "search/histogram_search.h"
+#include "search/lanes.h"
+
+namespace detent::DETENT_ISA {
+
+constexpr int64_t kTablePadding = 16;     // readable zeros beyond the last edge: widest vector, and one edge more
+constexpr int64_t kTailSpacing = 8;       // bins between the nodes of the clipped-power table
+constexpr double kThinnestBin = 0x1p-20;  // an outermost bin without width (all its data at the extreme value)
+
+struct SideTables {
+  double end = 0;  // look-ups clamp here; everything beyond is zero
+  int64_t bins = 0;
+  double* mass = nullptr;
+  double* half = nullptr;  // half the density inside bin i
+  double* first = nullptr;
+  double* second = nullptr;
+  double* third = nullptr;
+  // General powers only: E[(x - b)+^p] and its derivative at every kTailSpacing-th edge; two kernels of scratch.
+  double* tail = nullptr;
+  double* tail_slope = nullptr;
+  double* value_kernel = nullptr;
+  double* slope_kernel = nullptr;
+  // Kullback-Leibler only: above edge i, the number of occupied bins and the sum of c log c.
+  double* occupied = nullptr;
+  double* entropy = nullptr;
+};
+
+// Lays the tables of one side out in `workspace`; with a null workspace only counts. Returns the end.
+static inline int64_t place_tables(const HistogramProblem& problem, const HistogramSide& side, double* workspace,
+                                   int64_t used, SideTables* tables) {
+  const int64_t edges = side.bins + 1 + kTablePadding;
+  const auto take = [&](double** table, int64_t size) {
+    if (workspace) *table = workspace + used;
+    used += size;
+  };
+  tables->bins = side.bins;
+  take(&tables->mass, edges);
+  take(&tables->half, edges);
+  if (problem.metric == SearchMetric::kKl) {
+    take(&tables->occupied, edges);
+    take(&tables->entropy, edges);
+    tables->end = static_cast<double>(side.bins);
+    return used;
+  }
+  take(&tables->first, edges);
+  take(&tables->second, edges);
+  if (problem.metric == SearchMetric::kLp) {
+    take(&tables->third, edges);
+    take(&tables->tail, edges / kTailSpacing + 2 + kTablePadding);
+    take(&tables->tail_slope, edges / kTailSpacing + 2 + kTablePadding);
+    take(&tables->value_kernel, edges);
+    take(&tables->slope_kernel, edges);
+  }
+  const double inner = static_cast<double>(side.bins - 1);
+  tables->end = side.bins == 0 ? 0.0 : (side.end - inner > kThinnestBin ? side.end : inner + kThinnestBin);
+  return used;
+}
+
+static inline void build_moments(const HistogramSide& side, const SideTables& tables) {
+  const int64_t n = side.bins;
+  for (int64_t i = n; i < n + 1 + kTablePadding; ++i) {
+    tables.mass[i] = tables.half[i] = tables.first[i] = tables.second[i] = 0;
+    if (tables.third) tables.third[i] = 0;
+  }
+  for (int64_t i = n - 1; i >= 0; --i) {
+    const double c = side.counts[i];
+    const double width = i == n - 1 ? tables.end - static_cast<double>(n - 1) : 1.0;
+    const double mass = tables.mass[i + 1], first = tables.first[i + 1], second = tables.second[i + 1];
+    // What lies further out moves by one bin, which only bins of full width have beyond them.
+    tables.mass[i] = mass + c;
+    tables.half[i] = 0.5 * (c / width);
+    tables.first[i] = first + mass + 0.5 * c * width;
+    tables.second[i] = second + first + 0.5 * mass + c * width * width / 6.0;
+    if (tables.third) {
+      tables.third[i] = tables.third[i + 1] + second + 0.5 * first + mass / 6.0 + c * width * width * width / 24.0;
+    }
+  }
+}
+
+// sum of a[i] b[i] in eight fixed partial sums.
+static inline double dot(const double* a, const double* b, int64_t size) {
+  double lane[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+  int64_t i = 0;
+  for (; i + 8 <= size; i += 8) {
+    for (int l = 0; l < 8; ++l) lane[l] += a[i + l] * b[i + l];
+  }
+  for (int l = 0; i < size; ++i, ++l) lane[l] += a[i] * b[i];
+  return ((lane[0] + lane[4]) + (lane[2] + lane[6])) + ((lane[1] + lane[5]) + (lane[3] + lane[7]));
+}
+
+// The clipped power and its derivative at the nodes. Nodes are bin edges, so the integrals over bins depend on the
+// distance in whole bins only: one kernel, correlated with the counts. The outermost bin is not whole.
+static inline void build_tail(const HistogramSide& side, const SideTables& tables, double power) {
+  const int64_t n = side.bins;
+  const int64_t nodes = (n + 1 + kTablePadding) / kTailSpacing + 2 + kTablePadding;
+  for (int64_t j = 0; j < nodes; ++j) tables.tail[j] = tables.tail_slope[j] = 0;
+  if (n == 0) return;
+  double low = 0, low_integral = 0;
+  for (int64_t d = 0; d < n; ++d) {
+    const double high = ::pow(static_cast<double>(d + 1), power);
+    const double high_integral = high * static_cast<double>(d + 1) / (power + 1.0);
+    tables.value_kernel[d] = high_integral - low_integral;
+    tables.slope_kernel[d] = low - high;
+    low = high;
+    low_integral = high_integral;
+  }
+  const double c = side.counts[n - 1];
+  const double width = tables.end - static_cast<double>(n - 1);
+  for (int64_t j = 0; j * kTailSpacing < n; ++j) {
+    const int64_t node = j * kTailSpacing;
+    const double near = static_cast<double>(n - 1 - node), far = near + width;
+    const double near_power = ::pow(near, power), far_power = ::pow(far, power);
+    tables.tail[j] = dot(side.counts + node, tables.value_kernel, n - 1 - node) +
+                     c * (far_power * far - near_power * near) / ((power + 1.0) * width);
+    tables.tail_slope[j] =
+        dot(side.counts + node, tables.slope_kernel, n - 1 - node) - c * (far_power - near_power) / width;
+  }
+}
+
+static inline void build_entropy(const HistogramSide& side, const SideTables& tables) {
+  const int64_t n = side.bins;
+  for (int64_t i = n; i < n + 1 + kTablePadding; ++i) {
+    tables.mass[i] = tables.half[i] = tables.occupied[i] = tables.entropy[i] = 0;
+  }
+  for (int64_t i = n - 1; i >= 0; --i) {
+    const double c = side.counts[i];
+    tables.mass[i] = tables.mass[i + 1] + c;
+    tables.half[i] = 0.5 * c;
+    tables.occupied[i] = tables.occupied[i + 1] + (c > 0 ? 1.0 : 0.0);
+    tables.entropy[i] = tables.entropy[i + 1] + mass_log(broadcast(c), broadcast(1.0))[0];
+  }
+}
+
+static inline Place locate_in(const SideTables& side, Lanes position) {
+  return locate(lesser(position, broadcast(side.end)));
+}
+
+static inline Lanes mass_at(const SideTables& side, const Place& place) {
+  return look_up(side.mass, place) - place.fraction * (2.0 * look_up(side.half, place));
+}
+
+static inline Lanes first_at(const SideTables& side, const Place& place) {
+  const Lanes f = place.fraction;
+  return look_up(side.first, place) - f * (look_up(side.mass, place) - f * look_up(side.half, place));
+}
+
+static inline Lanes second_at(const SideTables& side, const Place& place) {
+  const Lanes f = place.fraction;
+  const Lanes curve = 0.5 * look_up(side.mass, place) - f * (look_up(side.half, place) * (1.0 / 3.0));
+  return look_up(side.second, place) - f * (look_up(side.first, place) - f * curve);
+}
+
+// First and third together: they share their look-ups.
+static inline void first_and_third_at(const SideTables& side, const Place& place, Lanes* first, Lanes* third) {
+  const Lanes f = place.fraction;
+  const Lanes mass = look_up(side.mass, place), half = look_up(side.half, place), one = look_up(side.first, place);
+  *first = one - f * (mass - f * half);
+  const Lanes curve = 0.5 * one - f * (mass * (1.0 / 6.0) - f * (half * (1.0 / 12.0)));
+  *third = look_up(side.third, place) - f * (look_up(side.second, place) - f * curve);
+}
+
+// A table that is linear inside a bin.
+static inline Lanes linear_at(const double* table, const Place& place) {
+  const Lanes low = look_up(table, place);
+  return low + place.fraction * (look_up(table + 1, place) - low);
+}
+
+static inline Lanes tail_at(const SideTables& side, Lanes position) {
+  const Place node = locate(lesser(position, broadcast(side.end)) * (1.0 / kTailSpacing));
+  const Lanes f = node.fraction, g = 1.0 - f;
+  const Lanes value = look_up(side.tail, node) * (g * g * (1.0 + 2.0 * f)) +
+                      look_up(side.tail + 1, node) * (f * f * (1.0 + 2.0 * g));
+  const Lanes slope = look_up(side.tail_slope, node) * (f * g * g) - look_up(side.tail_slope + 1, node) * (f * f * g);
+  const Lanes curve = greater(value + static_cast<double>(kTailSpacing) * slope, broadcast(0.0));
+  return position < side.end ? curve : broadcast(0.0);
+}
+
+}  // namespace detent::DETENT_ISA
