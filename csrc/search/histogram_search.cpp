@@ -46,8 +46,8 @@ Tables open_tables(const HistogramProblem& problem, double* workspace) {
 
 int64_t workspace_size(const HistogramProblem& problem) {
   SideTables tables;
-  return place_tables(problem, problem.negative, nullptr,
-                      place_tables(problem, problem.positive, nullptr, 0, &tables), &tables);
+  return place_tables(problem, problem.negative, nullptr, place_tables(problem, problem.positive, nullptr, 0, &tables),
+                      &tables);
 }
 
 void prepare(const HistogramProblem& problem, double* workspace) {
@@ -70,9 +70,10 @@ struct Sums {
   Lanes mass{}, occupied{}, cells{};  // Kullback-Leibler: at the last boundary, and sum of M log(M / K)
 };
 
-// The cell around zero, which both sides share (Kullback-Leibler).
+// The cell around zero: both sides share it (Kullback-Leibler), or each has half of it (general power).
 struct ZeroCell {
   Lanes mass{}, divergence{};
+  Lanes positive_power{}, negative_power{};
 };
 
 struct Outcome {
@@ -142,6 +143,27 @@ Outcome finish_divergence(const Tables& tables, const SideTables& side, Lanes st
   return outcome;
 }
 
+// General power: sum of (|x - Q(x)| / step)^p between the first boundary and the outermost level, by the fit.
+Lanes fitted_cells(const Tables& tables, const SideTables& side, Lanes step, const Place& top, const Sums& sums) {
+  const Lanes start = 0.5 * step;
+  const Place place = locate_in(side, start);
+  Lanes first, third, first_top, third_top;
+  first_and_third_at(side, place, &first, &third);
+  first_and_third_at(side, top, &first_top, &third_top);
+  const Lanes mass = mass_at(side, place), second = second_at(side, place);
+  // Moments about zero of the data beyond the first boundary.
+  const Lanes moment_1 = first + start * mass;
+  const Lanes moment_2 = 2.0 * second + start * (2.0 * first + start * mass);
+  const Lanes moment_3 = 6.0 * third + start * (6.0 * second + start * (3.0 * first + start * mass));
+  const Lanes one = moment_1 - 2.0 * (sums.first_boundaries - sums.first_levels) - first_top;
+  const Lanes two = moment_2 - 2.0 * step * sums.first_boundaries - 2.0 * second_at(side, top);
+  const Lanes three = moment_3 - 1.5 * step * step * sums.first_boundaries -
+                      12.0 * (sums.third_boundaries - sums.third_levels) - 6.0 * third_top;
+  const Lanes per_step = 1.0 / step;
+  return tables.fit[0] * (mass - mass_at(side, top)) +
+         per_step * (tables.fit[1] * one + per_step * (tables.fit[2] * two + per_step * (tables.fit[3] * three)));
+}
+
 // The error of one side with `levels` levels, from the sums over them.
 template <SearchMetric metric>
 inline Outcome finish(const Tables& tables, const SideTables& side, Lanes step, double levels, const Sums& sums,
@@ -161,21 +183,16 @@ inline Outcome finish(const Tables& tables, const SideTables& side, Lanes step, 
     } else if constexpr (metric == SearchMetric::kMse) {
       const Lanes split = 2.0 * side.second[0] - 2.0 * step * sums.first_boundaries;
       outcome.error = fine ? step * step * (1.0 / 12.0) * inside + 2.0 * second_at(side, place) : split;
+    } else if (levels == 0) {
+      outcome.error = tail_at(side, Lanes{});
     } else {
-      Lanes unused, third_top;
-      first_and_third_at(side, place, &unused, &third_top);
-      const Lanes one = side.first[0] - 2.0 * sums.first_boundaries + 2.0 * sums.first_levels - first_top;
-      const Lanes two = 2.0 * side.second[0] - 2.0 * step * sums.first_boundaries - 2.0 * second_at(side, place);
-      const Lanes three = 6.0 * side.third[0] - 1.5 * step * step * sums.first_boundaries -
-                          12.0 * (sums.third_boundaries - sums.third_levels) - 6.0 * third_top;
-      const Lanes per_step = 1.0 / step;
-      const Lanes fitted = tables.fit[0] * inside +
-                           per_step * (tables.fit[1] * one +
-                                       per_step * (tables.fit[2] * two + per_step * (tables.fit[3] * three)));
+      const Lanes fitted = fitted_cells(tables, side, step, place, sums);
+      const Lanes around_zero = &side == &tables.positive ? zero_cell.positive_power : zero_cell.negative_power;
       const double uniform = ::pow(0.5, tables.power) / (tables.power + 1.0);
-      Lanes scale;
+      Lanes scale{};
       for (int lane = 0; lane < kLanes; ++lane) scale[lane] = ::pow(step[lane], tables.power);
-      outcome.error = scale * greater(fine ? uniform * inside : fitted, Lanes{}) + tail_at(side, top);
+      const Lanes in_cells = fine ? uniform * scale * inside : around_zero + scale * greater(fitted, Lanes{});
+      outcome.error = in_cells + tail_at(side, top);
     }
     outcome.error = greater(outcome.error, Lanes{});
     return outcome;
@@ -207,12 +224,17 @@ ZeroCell make_zero_cell(const Tables& tables, Lanes step) {
     const Lanes divergence = greater(entropy - mass_log(cell.mass, width), Lanes{});
     cell.divergence = step <= 1.0 ? Lanes{} : divergence;
   }
+  if constexpr (metric == SearchMetric::kLp) {
+    cell.positive_power = inner_power_at(tables.positive, 0.5 * step, tables.power);
+    cell.negative_power = inner_power_at(tables.negative, 0.5 * step, tables.power);
+  }
   return cell;
 }
 
 // The two sides together.
 template <SearchMetric metric>
-inline Lanes combine(const Tables& tables, const ZeroCell& zero_cell, const Outcome& positive, const Outcome& negative) {
+inline Lanes combine(const Tables& tables, const ZeroCell& zero_cell, const Outcome& positive,
+                     const Outcome& negative) {
   Lanes error = positive.error + negative.error;
   if constexpr (metric == SearchMetric::kKl) {
     const Lanes seen = greater(tables.total - (positive.clipped + negative.clipped), broadcast(tables.half_count));
@@ -324,9 +346,7 @@ void best_split(const Tables& tables, const double* steps, int64_t count, int64_
 void fixed_levels_any(const HistogramProblem& problem, const double* workspace, const double* steps, int64_t count,
                       int64_t positive_levels, int64_t negative_levels, double* errors) {
   const Tables tables = open_tables(problem, const_cast<double*>(workspace));
-  const auto run = [&](auto function) {
-    function(tables, steps, count, positive_levels, negative_levels, errors);
-  };
+  const auto run = [&](auto function) { function(tables, steps, count, positive_levels, negative_levels, errors); };
   switch (problem.metric) {
     case SearchMetric::kMse:
       return run(fixed_levels<SearchMetric::kMse>);

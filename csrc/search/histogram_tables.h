@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Suffix sums of a histogram side and their look-ups; part of histogram_search.cpp (see histogram_search.h for the model).
+// Suffix sums of a histogram side and their look-ups; part of histogram_search.cpp (see histogram_search.h for the
+// model).
 //
-// At edge i, over all data x >= i:  mass = E[1],  first = E[x - i],  second = E[(x - i)^2] / 2,  third = E[(x - i)^3] / 6.
-// Each is the integral of the one before, so inside a bin of density c they are Taylor polynomials in the fraction f.
+// At edge i, over all data x >= i:  mass = E[1],  first = E[x - i],  second = E[(x - i)^2] / 2,  third = E[(x - i)^3]
+// / 6. Each is the integral of the one before, so inside a bin of density c they are Taylor polynomials in the fraction
+// f.
 #pragma once
 
 #include <cmath>
@@ -13,7 +15,7 @@
 namespace detent::DETENT_ISA {
 
 constexpr int64_t kTablePadding = 16;     // readable zeros beyond the last edge: widest vector, and one edge more
-constexpr int64_t kTailSpacing = 8;       // bins between the nodes of the clipped-power table
+constexpr int64_t kTailSpacing = 4;       // bins between the nodes of the clipped-power table
 constexpr double kThinnestBin = 0x1p-20;  // an outermost bin without width (all its data at the extreme value)
 
 struct SideTables {
@@ -27,6 +29,7 @@ struct SideTables {
   // General powers only: E[(x - b)+^p] and its derivative at every kTailSpacing-th edge; two kernels of scratch.
   double* tail = nullptr;
   double* tail_slope = nullptr;
+  double* inner_power = nullptr;  // E[x^p] over x < i
   double* value_kernel = nullptr;
   double* slope_kernel = nullptr;
   // Kullback-Leibler only: above edge i, the number of occupied bins and the sum of c log c.
@@ -57,6 +60,7 @@ static inline int64_t place_tables(const HistogramProblem& problem, const Histog
     take(&tables->third, edges);
     take(&tables->tail, edges / kTailSpacing + 2 + kTablePadding);
     take(&tables->tail_slope, edges / kTailSpacing + 2 + kTablePadding);
+    take(&tables->inner_power, edges);
     take(&tables->value_kernel, edges);
     take(&tables->slope_kernel, edges);
   }
@@ -86,23 +90,31 @@ static inline void build_moments(const HistogramSide& side, const SideTables& ta
   }
 }
 
-// sum of a[i] b[i] in eight fixed partial sums.
+// sum of a[i] b[i] in 32 partial sums whatever the vector width: several vectors at once hide the latency of addition.
 static inline double dot(const double* a, const double* b, int64_t size) {
-  double lane[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+  constexpr int kParts = 32, kVectors = kParts / kLanes;
+  Lanes sums[kVectors] = {};
   int64_t i = 0;
-  for (; i + 8 <= size; i += 8) {
-    for (int l = 0; l < 8; ++l) lane[l] += a[i + l] * b[i + l];
+  for (; i + kParts <= size; i += kParts) {
+    for (int v = 0; v < kVectors; ++v) sums[v] += load(a + i + v * kLanes) * load(b + i + v * kLanes);
   }
-  for (int l = 0; i < size; ++i, ++l) lane[l] += a[i] * b[i];
-  return ((lane[0] + lane[4]) + (lane[2] + lane[6])) + ((lane[1] + lane[5]) + (lane[3] + lane[7]));
+  double part[kParts];
+  for (int v = 0; v < kVectors; ++v) store(part + v * kLanes, sums[v]);
+  for (int l = 0; i < size; ++i, ++l) part[l] += a[i] * b[i];
+  for (int half = kParts / 2; half > 0; half /= 2) {
+    for (int l = 0; l < half; ++l) part[l] += part[l + half];
+  }
+  return part[0];
 }
 
-// The clipped power and its derivative at the nodes. Nodes are bin edges, so the integrals over bins depend on the
-// distance in whole bins only: one kernel, correlated with the counts. The outermost bin is not whole.
+// The power sums: the clipped one and its derivative at the nodes, and the one around zero. Nodes are bin edges, so the
+// integrals over bins depend on the distance in whole bins only: one kernel, correlated with the counts. The outermost
+// bin is not whole.
 static inline void build_tail(const HistogramSide& side, const SideTables& tables, double power) {
   const int64_t n = side.bins;
   const int64_t nodes = (n + 1 + kTablePadding) / kTailSpacing + 2 + kTablePadding;
   for (int64_t j = 0; j < nodes; ++j) tables.tail[j] = tables.tail_slope[j] = 0;
+  for (int64_t i = 0; i < n + 1 + kTablePadding; ++i) tables.inner_power[i] = 0;
   if (n == 0) return;
   double low = 0, low_integral = 0;
   for (int64_t d = 0; d < n; ++d) {
@@ -110,6 +122,7 @@ static inline void build_tail(const HistogramSide& side, const SideTables& table
     const double high_integral = high * static_cast<double>(d + 1) / (power + 1.0);
     tables.value_kernel[d] = high_integral - low_integral;
     tables.slope_kernel[d] = low - high;
+    tables.inner_power[d + 1] = tables.inner_power[d] + side.counts[d] * (high_integral - low_integral);
     low = high;
     low_integral = high_integral;
   }
@@ -174,11 +187,22 @@ static inline Lanes linear_at(const double* table, const Place& place) {
   return low + place.fraction * (look_up(table + 1, place) - low);
 }
 
+// E[x^p] over 0 <= x < position.
+static inline Lanes inner_power_at(const SideTables& side, Lanes position, double power) {
+  const Lanes inside = lesser(position, broadcast(side.end));
+  const Place place = locate(inside);
+  Lanes part{};
+  for (int lane = 0; lane < kLanes; ++lane) {
+    part[lane] = ::pow(inside[lane], power + 1.0) - ::pow(static_cast<double>(place.edge[lane]), power + 1.0);
+  }
+  return look_up(side.inner_power, place) + 2.0 * look_up(side.half, place) * part * (1.0 / (power + 1.0));
+}
+
 static inline Lanes tail_at(const SideTables& side, Lanes position) {
   const Place node = locate(lesser(position, broadcast(side.end)) * (1.0 / kTailSpacing));
   const Lanes f = node.fraction, g = 1.0 - f;
-  const Lanes value = look_up(side.tail, node) * (g * g * (1.0 + 2.0 * f)) +
-                      look_up(side.tail + 1, node) * (f * f * (1.0 + 2.0 * g));
+  const Lanes value =
+      look_up(side.tail, node) * (g * g * (1.0 + 2.0 * f)) + look_up(side.tail + 1, node) * (f * f * (1.0 + 2.0 * g));
   const Lanes slope = look_up(side.tail_slope, node) * (f * g * g) - look_up(side.tail_slope + 1, node) * (f * f * g);
   const Lanes curve = greater(value + static_cast<double>(kTailSpacing) * slope, broadcast(0.0));
   return position < side.end ? curve : broadcast(0.0);

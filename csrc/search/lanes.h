@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// A vector of doubles as wide as the instruction set, table look-ups and a logarithm, for the searches. Each lane computes
-// what scalar code would, bit for bit, so the width never shows in a result. For kernel sources only (see isa.h).
+// A vector of doubles as wide as the instruction set, table look-ups and a logarithm, for the searches. Each lane
+// computes what scalar code would, bit for bit, so the width never shows in a result. For kernel sources only (see
+// isa.h).
 #pragma once
 
 #include <cstdint>
@@ -42,8 +43,8 @@ struct Place {
   bool near;
 };
 
-// `position` must be in [0, 2^31), ascending over the lanes for the fast path. Tables need kLanes readable entries beyond
-// the last edge.
+// `position` must be in [0, 2^31), ascending over the lanes for the fast path. Tables need kLanes readable entries
+// beyond the last edge.
 static inline Place locate(Lanes position) {
   Place place;
   place.edge = __builtin_convertvector(position, IndexLanes);
@@ -64,8 +65,8 @@ static inline Lanes look_up(const double* table, const Place& place) {
     // Doubles move as pairs of 32-bit words: offset o selects words 2o and 2o + 1.
     const __m128i offset = _mm_sub_epi32((__m128i)place.edge, _mm_set1_epi32(place.edge[0]));
     const __m256i twice = _mm256_cvtepu32_epi64(_mm_add_epi32(offset, offset));
-    const __m256i words = _mm256_add_epi64(_mm256_or_si256(twice, _mm256_slli_epi64(twice, 32)),
-                                           _mm256_set1_epi64x(int64_t{1} << 32));
+    const __m256i words =
+        _mm256_add_epi64(_mm256_or_si256(twice, _mm256_slli_epi64(twice, 32)), _mm256_set1_epi64x(int64_t{1} << 32));
     const __m256 loaded = _mm256_castpd_ps(_mm256_loadu_pd(table + place.edge[0]));
     return (Lanes)_mm256_castps_pd(_mm256_permutevar8x32_ps(loaded, words));
   }

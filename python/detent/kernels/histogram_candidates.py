@@ -201,7 +201,10 @@ def _search_thresholds(
         absmax_bins = max(histogram.sides.positive_end, histogram.sides.negative_end if signed else 0.0)
         edges = np.concatenate([_edges(absmax_bins, unclipped / histogram.width), [absmax_bins]])
         thresholds = np.append(edges * histogram.width, unclipped)
-    thresholds = np.unique(thresholds[thresholds >= min(min_threshold, unclipped)])
+    # A threshold is stored as float32; rounding moves only a largest magnitude that was given in double precision.
+    thresholds = np.unique(thresholds[thresholds >= min(min_threshold, unclipped)].astype(np.float32)).astype(
+        np.float64
+    )
     sums = errors.fixed_levels(thresholds / histogram.width / half, half - 1, negative_levels)
     return HistogramSearch(
         bits=bits, signed=signed, thresholds=thresholds, lowers=None, uppers=None, errors=sums, best=int(sums.argmin())

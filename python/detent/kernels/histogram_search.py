@@ -26,7 +26,7 @@ from detent.kernels.histogram_candidates import (
 
 __all__ = ["HistogramSearch", "Metric", "SearchGrid", "search_histogram"]
 
-LEAST_POWER = 0.5
+LEAST_POWER = 1.0
 MOST_POWER = 6.0
 
 
@@ -51,18 +51,18 @@ def search_histogram(
 ) -> list[HistogramSearch]:
     """Find the grid that loses least on the data a histogram stands for, for each bit width.
 
-    Inside a bin the data are taken as uniform; exact zeros are on every grid and cost nothing. The errors are means over
-    all counted elements, zeros included: of the squared error (mse, hmse, and noclipping, which does not search), the
-    magnitude (mae), its power p (lp), or the Kullback-Leibler divergence in nats between the data and what their codes
-    tell about them (kl; in the spirit of S. Migacz, "8-bit inference with TensorRT", 2017, with the differences explained
-    in csrc/search/histogram_search.h).
+    Inside a bin the data are taken as uniform; exact zeros are on every grid and cost nothing. Errors are means over
+    all counted elements, zeros included: of the squared error (mse, hmse, and noclipping, which does not search), of
+    the magnitude (mae), of its power p (lp), or the Kullback-Leibler divergence in nats between the data and what
+    their codes tell about them (kl; after S. Migacz, "8-bit inference with TensorRT", 2017; the definition and the
+    differences are in csrc/search/histogram_search.h).
 
-    Candidates: power_of_two, from twice the smallest power of two that is not below the data, downwards; symmetric, every
-    bin edge above 5 % of the largest magnitude, sparser ones below, the largest magnitude itself, and the smallest
-    threshold that clips nothing; uniform, steps times all positions of zero, coarse to fine.
+    Candidates: power_of_two, from twice the smallest power of two that is not below the data, downwards; symmetric,
+    every bin edge above 5 % of the largest magnitude, sparser ones below, the largest magnitude itself, and the
+    smallest threshold that clips nothing; uniform, steps times all positions of zero, coarse to fine.
 
     Args:
-        counts: int64 or float64 (weighted) `[n]`; bin i covers `[(first_bin + i) * width, (first_bin + i + 1) * width)`.
+        counts: int64 or float64 (weighted) `[n]`; bin i covers `[first_bin + i, first_bin + i + 1)` times `width`.
         first_bin: index of the first bin.
         width: a power of two.
         minimum: smallest value counted, in the first occupied bin or below it.
@@ -71,7 +71,7 @@ def search_histogram(
         bits: code widths, each 1 to 16 (2 to 16 for signed power-of-two and symmetric grids).
         grid: `"power_of_two"`, `"symmetric"` or `"uniform"`.
         metric: `"noclipping"`, `"mse"`, `"mae"`, `"lp"`, `"kl"` or `"hmse"` (mse on weighted counts).
-        p: power of lp, 0.5 to 6.
+        p: power of lp, 1 to 6.
         signed: sign of the codes; None: signed if negative values are left after outlier removal. Unsigned power-of-two
             and symmetric grids clip negative values to zero. For uniform grids this only names the type of the codes.
         z_threshold: bins whose centre is further than this many standard deviations from the mean are dropped first; if
