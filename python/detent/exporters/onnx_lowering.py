@@ -186,7 +186,14 @@ def _lower_weight(graph: OnnxGraph, node: Any, quantizer: Quantizer) -> list[Any
 
 def _lower_lut_weight(graph: OnnxGraph, node: Any, quantizer: Quantizer) -> list[Any]:
     """`Mul(Gather(table, codes), scale)`: codes stay integers, the codebook stays small."""
-    axis = _attributes(node).get("axis")
+    attributes = _attributes(node)
+    axis = attributes.get("axis")
+    if attributes.get("group_size") is not None:
+        raise ExportError(
+            "ONNX has no compact form of a codebook with scales per group",
+            where=quantizer.where,
+            remedy="give this layer a codebook per channel, or a symmetric grid per group",
+        )
     codes, scale, table = _codes(graph, node, quantizer), graph.array(node.input[1]), graph.array(node.input[2])
     if scale is None or table is None:
         raise ExportError("scale or codebook of a weight is computed", where=quantizer.where)

@@ -113,8 +113,9 @@ def _with_stored_codes(module: fx.GraphModule, node: fx.Node) -> fx.Node:
         codes = quantize(values, *tensors, qmin, qmax, dtype=dtype, axis=axis, group_size=group_size)
         expand, settings = torch.ops.detent.dequantize.default, [axis, group_size]
     else:
-        codes = lut_quantize(values, *tensors, axis=rest[0] if rest else None)
-        expand, settings = torch.ops.detent.lut_dequantize.default, rest
+        axis, group_size = (*rest, None, None)[:2]
+        codes = lut_quantize(values, *tensors, axis=axis, group_size=group_size)
+        expand, settings = torch.ops.detent.lut_dequantize.default, [axis, group_size]
     owner, _, leaf = str(kernel.target).rpartition(".")
     module.get_submodule(owner).register_buffer(f"{leaf}_codes", torch.from_numpy(codes))
     with module.graph.inserting_before(node):

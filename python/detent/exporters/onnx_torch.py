@@ -79,7 +79,7 @@ def _translations() -> dict[Any, Any]:
         "FakeQuantize", {"x": real, "scale": real, "zero_point": whole}, ("qmin", "qmax", "axis", "group_size")
     )
     dequantize = operator("Dequantize", {"codes": "C", "scale": real, "zero_point": whole}, ("axis", "group_size"))
-    lut_dequantize = operator("LutDequantize", {"codes": "C", "scale": real, "table": real}, ("axis",))
+    lut_dequantize = operator("LutDequantize", {"codes": "C", "scale": real, "table": real}, ("axis", "group_size"))
 
     def on_fake_quantize(
         x: Any, scale: Any, zero_point: Any, qmin: int, qmax: int, axis: Any = None, group_size: Any = None
@@ -89,8 +89,8 @@ def _translations() -> dict[Any, Any]:
     def on_dequantize(codes: Any, scale: Any, zero_point: Any, axis: Any = None, group_size: Any = None) -> Any:
         return dequantize(codes, scale, zero_point, axis=axis, group_size=group_size)
 
-    def on_lut_dequantize(codes: Any, scale: Any, table: Any, axis: Any = None) -> Any:
-        return lut_dequantize(codes, scale, table, axis=axis)
+    def on_lut_dequantize(codes: Any, scale: Any, table: Any, axis: Any = None, group_size: Any = None) -> Any:
+        return lut_dequantize(codes, scale, table, axis=axis, group_size=group_size)
 
     operators = torch.ops.detent
     return {
