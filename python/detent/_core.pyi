@@ -87,3 +87,14 @@ class HistogramErrors:
     def best_split(
         self, steps: npt.NDArray[np.float64], levels: int, first: int, last: int, stride: int
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]: ...
+# bind_error.cpp
+def tensor_error(
+    x: _Array,
+    scale: _Array,
+    zero_point: _Array,
+    qmin: int,
+    qmax: int,
+    p: float,
+    weights: _Array | None,
+    axis: int | None,
+) -> npt.NDArray[np.float64]: ...
