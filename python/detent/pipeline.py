@@ -132,7 +132,7 @@ def quantize(
     # What can be refused without running the model is refused first.
     settings = QuantizationConfig.resolve(config, options)
     load_target(target)
-    example, data = first_batch(data)
+    example, data = first_batch(data, model)
     graph = capture(model, example)
     stats = calibrate(graph, data, progress=progress)
     return apply(graph, plan(graph, stats, target=target, config=settings))

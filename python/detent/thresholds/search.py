@@ -12,7 +12,7 @@ import numpy as np
 from detent.config import QuantizationConfig
 from detent.errors import CalibrationError
 from detent.graph import Graph
-from detent.graph.functional import attribute
+from detent.graph.tensors import read_tensor
 from detent.graph.placement import ActivationPoint, Placement, WeightPoint
 from detent.kernels.histogram_search import HistogramSearch, search_histogram
 from detent.kernels.statistics import StatisticsAccumulator
@@ -76,7 +76,7 @@ def _observed(graph: Graph, point: ActivationPoint, statistics: Statistics) -> T
     """Statistics of the value, or of all values that share its grid taken together."""
     if point.constant:
         accumulator = StatisticsAccumulator()
-        accumulator.update(attribute(graph.module, point.value).detach().reshape(1, -1).contiguous().numpy())
+        accumulator.update(read_tensor(graph.module, point.value).detach().reshape(1, -1).contiguous().numpy())
         return TensorStatistics(accumulator.state())
     missing = [member for member in point.members if member not in statistics]
     if missing:
@@ -136,7 +136,7 @@ def search_weights(
 
 
 def _plan_weight(graph: Graph, point: WeightPoint, target: Target, config: QuantizationConfig) -> TensorPlan:
-    weight = attribute(graph.module, point.parameter).detach()
+    weight = read_tensor(graph.module, point.parameter).detach()
     bits = point.rule.choose_bits(config.weights_bits, what="weights", target=target.name)
     if not bool(weight.isfinite().all()):
         raise CalibrationError(
