@@ -87,6 +87,7 @@ class HistogramErrors:
     def best_split(
         self, steps: npt.NDArray[np.float64], levels: int, first: int, last: int, stride: int
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]: ...
+
 # bind_error.cpp
 def tensor_error(
     x: _Array,
