@@ -51,6 +51,16 @@ class TensorStatistics:
     state: State
     constant: bool = False
 
+    @classmethod
+    def of(cls, accumulator: StatisticsAccumulator, *, constant: bool = False) -> TensorStatistics:
+        """What `accumulator` has seen so far; it may go on."""
+        statistics = cls.__new__(cls)
+        # A state that was just taken needs neither copies nor checks.
+        object.__setattr__(statistics, "state", accumulator.state())
+        object.__setattr__(statistics, "constant", constant)
+        object.__setattr__(statistics, "_accumulator", accumulator.copy())
+        return statistics
+
     def __post_init__(self) -> None:
         frozen = {}
         for name, array in self.state.items():
@@ -139,9 +149,9 @@ class TensorStatistics:
             if self != other:
                 raise ValueError("a value that does not depend on the inputs differs between the two")
             return self
-        both = StatisticsAccumulator.from_state(dict(self.state))  # a copy: merging changes it
+        both = self._accumulator.copy()
         both.merge(other._accumulator)
-        return TensorStatistics(both.state())
+        return TensorStatistics.of(both)
 
     @classmethod
     def pool(cls, tensors: Iterable[TensorStatistics]) -> TensorStatistics:
@@ -159,7 +169,7 @@ class TensorStatistics:
         pooled = StatisticsAccumulator()
         for state in states:
             pooled.merge(StatisticsAccumulator.from_state(state))
-        return cls(pooled.state())
+        return cls.of(pooled)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, TensorStatistics):

@@ -67,7 +67,7 @@ class Collector:
     def result(self) -> dict[str, TensorStatistics]:
         """The statistics so far, by value name."""
         return {
-            observation.name: TensorStatistics(accumulator.state(), constant=observation.constant)
+            observation.name: TensorStatistics.of(accumulator, constant=observation.constant)
             for observation, accumulator in zip(self.observations, self._accumulators, strict=True)
         }
 

@@ -44,7 +44,12 @@ class Observation:
 
     def samples_first(self, tensor: torch.Tensor) -> torch.Tensor:
         """The value as `[samples, ...]`, dense and with samples outermost in memory: a view where that is possible."""
-        rows = tensor.unsqueeze(0) if self.layout is None else self.layout.samples_first(tensor)
+        if self.layout is None:
+            rows = tensor.unsqueeze(0)
+        elif self.layout.axis == 0 and self.layout.rows == 1:
+            rows = tensor
+        else:
+            rows = self.layout.samples_first(tensor)
         # The plain and the channels-last layout are what the kernel takes; others are rare and copied.
         dense = rows.is_contiguous() or (rows.ndim == 4 and rows.is_contiguous(memory_format=torch.channels_last))
         return rows if dense else rows.contiguous()
