@@ -271,6 +271,49 @@ def test_a_decomposed_program_keeps_its_roles() -> None:
     assert_same(graph(x), model(x))
 
 
+class Branches(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = nn.Linear(4, 4)
+        self.right = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cond(x.sum() > 0, self.left, self.right, (x,)) + 1.0
+
+
+def test_a_cond_runs_in_float() -> None:
+    model = Branches().eval()
+    graph = capture(model, torch.randn(2, 4))
+    assert any(note.startswith("cond in the model's forward has no role") for note in graph.notes)
+    assert graph.fingerprint() == copy.deepcopy(graph).fingerprint()
+    for x in (torch.ones(3, 4), -torch.ones(3, 4)):
+        assert_same(graph.copy()(x), model(x))
+
+
+class Options(nn.Module):
+    def forward(self, x: Tensor, y: Tensor | None = None, *, factor: int = 2, **more: Tensor) -> Tensor:
+        x = x if y is None else x + y
+        return x * factor + more.get("offset", 0)
+
+
+@pytest.mark.parametrize(
+    ("example", "tensors"),
+    [
+        ((torch.randn(2, 4), None), ["x"]),
+        ((torch.randn(2, 4), torch.randn(2, 4)), ["x", "y"]),
+        ({"x": torch.randn(2, 4), "factor": 3}, ["x"]),
+        ({"x": torch.randn(2, 4), "offset": torch.randn(2, 4)}, ["x", "offset"]),
+    ],
+    ids=["none", "optional", "number", "keywords"],
+)
+def test_optional_inputs(example: Any, tensors: list[str]) -> None:
+    graph = capture(Options(), example)
+    assert graph.batch.dynamic
+    assert [spec.name for spec in graph.inputs] == tensors
+    wanted = Options()(**example) if isinstance(example, dict) else Options()(*example)
+    assert_same(graph(**example) if isinstance(example, dict) else graph(*example), wanted)
+
+
 def test_fingerprints_tell_models_apart() -> None:
     inputs = MODELS["residual"].inputs(2)
     model = build("residual")

@@ -103,11 +103,7 @@ def _trace(model: nn.Module, example: Example, dynamic_shapes: Any) -> ExportedP
 def _batch_dims(model: nn.Module, example: Example) -> Any:
     batch = Dim("batch", min=1)
     bound = inspect.signature(model.forward).bind(*example.args, **example.kwargs).arguments
-    shapes = pytree.tree_map(lambda leaf: {0: batch} if example.is_batched(leaf) else None, dict(bound))
-    for name, parameter in inspect.signature(model.forward).parameters.items():
-        if parameter.kind is parameter.VAR_KEYWORD and name in shapes:
-            shapes.update(shapes.pop(name))
-    return shapes
+    return pytree.tree_map(lambda leaf: {0: batch} if example.is_batched(leaf) else None, dict(bound))
 
 
 @contextmanager

@@ -17,10 +17,10 @@ from detent.errors import CaptureError
 from detent.graph.axes import channel_axes
 from detent.graph.layouts import BATCH, BatchLayout
 from detent.graph.names import LAYER, NAME, SOURCE
-from detent.graph.roles import OpRole, argument, first_argument, role_of
-from detent.graph.shapes import concrete_shape, is_tensor, value_of
+from detent.graph.roles import OpRole, argument, first_argument, op_name, role_of
+from detent.graph.shapes import concrete_shape, is_float, is_tensor, value_of
 from detent.graph.signature import BatchSpec, InputSpec
-from detent.graph.tensors import add_tensor, drop_unused_tensors, read_tensor
+from detent.graph.tensors import add_tensor, drop_unused_tensors, read_attribute, read_tensor
 
 __all__ = ["Graph", "GraphNode"]
 
@@ -273,7 +273,12 @@ class Graph:
             value = value_of(node)
             shape = tuple(value.shape[1:]) if isinstance(value, torch.Tensor) else None
             digest.update(repr((node.op, str(node.target), args, node.meta.get(NAME), str(shape))).encode())
-            if node.op == "get_attr":
+            if node.op != "get_attr":
+                continue
+            stored = read_attribute(self.module, str(node.target))
+            if isinstance(stored, fx.GraphModule):  # a branch of torch.cond; its tensors are operands of the cond
+                digest.update(stored.code.encode())
+            else:
                 tensor = self.tensor(node).detach().cpu().contiguous()
                 digest.update(repr((tensor.dtype, tuple(tensor.shape))).encode())
                 digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -312,7 +317,7 @@ class Graph:
         size = "dynamic" if self.batch.dynamic else str(self.batch.size)
         rows = [("name", "op", "shape", "kernel", "MACs")]
         for node in self._nodes:
-            op = node.op.name if node.op else f"{node.node.target} (float)"
+            op = node.op.name if node.op else op_name(node.node) + " (float)" * is_float(node.node)
             shape = "" if node.shape is None else "x".join(map(str, node.shape))
             kernel = "" if node.weight is None else "x".join(map(str, concrete_shape(node.weight)))
             rows.append((node.name, op, shape, kernel, f"{node.macs:,}" if node.macs else ""))

@@ -2,7 +2,8 @@
 
 Shapes alone do not tell. `[2 * batch, ...]` may hold the heads of one sample side by side or one head of all samples,
 `x.flip(0)` keeps its shape, and a value may mix samples (`x - x.mean(0)`), in which case statistics of padded batches
-would be wrong. One run with three samples and two with the last one or two of them replaced settle it exactly.
+would be wrong. One run with three samples and two with the last one or two of them replaced show it, as far as random
+inputs can: a branch that none of them takes stays unseen.
 """
 
 from __future__ import annotations

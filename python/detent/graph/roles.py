@@ -11,7 +11,7 @@ import operator
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import inf
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from torch import fx
 from torch._ops import OpOverload
@@ -21,6 +21,7 @@ from detent._registry import Registry
 __all__ = ["OPS", "OpRole", "argument", "argument_names", "first_argument", "op_name", "register", "role_of"]
 
 Bounds = tuple[float, float]
+ChannelRule = Literal["same", "moved", "reduced", "spatial"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +36,9 @@ class OpRole:
         bias: schema name of the bias added to the output, if any.
         weight_out_axis: axis of the kernel that holds output channels (within a group for transposed convolutions).
         weight_in_axis: axis of the kernel that is summed over.
-        channel_axis: axis of the output that holds channels: an index from the end if negative, `"spatial"` for the
-            axis before the kernel's spatial axes, `"same"` as the first operand, None if there is none.
+        channel_axis: axis of the output that holds channels: an index, or a rule that starts from the first operand's
+            (`"same"`, `"moved"` as the operator moves axes, `"reduced"` by its `dim`), or `"spatial"`, the axis before
+            those the kernel slides along; None if there is none.
         macs: multiply-accumulates of the whole value described by a node; None means zero. Only operators with a kernel
             or two multiplied operands count, as is the custom in the field.
         preserving: every output element is an input element or zero, so the output lives on the input's grid.
@@ -51,7 +53,7 @@ class OpRole:
     bias: str | None = None
     weight_out_axis: int = 0
     weight_in_axis: int = 1
-    channel_axis: int | str | None = "same"
+    channel_axis: int | ChannelRule | None = "same"
     macs: Callable[[fx.Node], int] | None = None
     preserving: bool = False
     bounds: Bounds = (-inf, inf)
