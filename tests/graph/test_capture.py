@@ -308,7 +308,9 @@ class Options(nn.Module):
 )
 def test_optional_inputs(example: Any, tensors: list[str]) -> None:
     graph = capture(Options(), example)
-    assert graph.batch.dynamic
+    # Torch cannot describe dynamic sizes of inputs that a forward takes as **more; that is noted.
+    assert graph.batch.dynamic != any("batch is fixed" in note for note in graph.notes)
+    assert graph.batch.dynamic == ("offset" not in tensors)
     assert [spec.name for spec in graph.inputs] == tensors
     wanted = Options()(**example) if isinstance(example, dict) else Options()(*example)
     assert_same(graph(**example) if isinstance(example, dict) else graph(*example), wanted)
