@@ -82,23 +82,40 @@ def _only_inputs(batch: Any, model: object) -> Any:
     """The parts of a batch that are the model's inputs; the rest (labels) is left to the calibration to note."""
     if not isinstance(model, nn.Module):
         return batch
-    parameters = [
-        parameter
-        for parameter in inspect.signature(model.forward).parameters.values()
-        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-    ]
+    parameters = list(inspect.signature(model.forward).parameters.values())
     if isinstance(batch, tuple):
-        return batch[: len(parameters)] if len(batch) > len(parameters) else batch
+        return _without_labels(batch, parameters, model)
     if isinstance(batch, dict):
-        known = {name: part for name, part in batch.items() if name in {p.name for p in parameters}}
-        if known:
-            return known
-        images = [part for part in batch.values() if part.is_floating_point() and part.ndim > 1]
-        if len(parameters) == 1 and len(images) == 1:
-            return images[0]
-        raise CalibrationError(
-            f"nothing tells which of the arrays {sorted(batch)} are the model's inputs "
-            f"({', '.join(parameter.name for parameter in parameters)})",
-            remedy="name the arrays like the arguments of the model's forward",
-        )
+        return _by_name(batch, parameters)
     return batch
+
+
+def _without_labels(batch: tuple[Any, ...], parameters: list[inspect.Parameter], model: nn.Module) -> Any:
+    if len(batch) == 2 and isinstance(batch[0], tuple | dict):
+        return _only_inputs(batch[0], model)
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    required = sum(parameter.default is parameter.empty for parameter in positional)
+    if not any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
+        batch = batch[: len(positional)]
+    # `forward(x, return_features=False)` could take the labels of an (x, y) pair as its second argument.
+    while len(batch) > max(required, 1) and _look_like_labels(batch[-1]):
+        batch = batch[:-1]
+    return batch
+
+
+def _look_like_labels(part: Any) -> bool:
+    return isinstance(part, torch.Tensor) and not part.is_floating_point() and part.ndim <= 1
+
+
+def _by_name(batch: dict[str, Any], parameters: list[inspect.Parameter]) -> Any:
+    names = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    known = {name: part for name, part in batch.items() if name in names}
+    if known:
+        return known
+    images = [part for part in batch.values() if part.is_floating_point() and part.ndim > 1]
+    if len(names) == 1 and len(images) == 1:
+        return images[0]
+    raise CalibrationError(
+        f"nothing tells which of the arrays {sorted(batch)} are the model's inputs ({', '.join(names)})",
+        remedy="name the arrays like the arguments of the model's forward",
+    )

@@ -85,10 +85,9 @@ def _observed(graph: Graph, point: ActivationPoint, statistics: Statistics) -> T
             where=missing[0],
             remedy="calibrate again without restricting `values`",
         )
-    observed = statistics[point.members[0]]
-    for member in point.members[1:]:
-        observed = observed.merge(statistics[member])
-    return observed
+    if len(point.members) == 1:
+        return statistics[point.members[0]]
+    return TensorStatistics.pool(statistics[member] for member in point.members)
 
 
 def _found_grid(kind: str, found: HistogramSearch) -> Grid:
