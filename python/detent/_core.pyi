@@ -88,6 +88,21 @@ class HistogramErrors:
         self, steps: npt.NDArray[np.float64], levels: int, first: int, last: int, stride: int
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]: ...
 
+# bind_weight_search.cpp
+def search_weights(
+    w: npt.NDArray[Any],
+    bits: list[int],
+    grid: str,
+    metric: str,
+    p: float,
+    axis: int | None,
+    group_size: int | None,
+    weights: npt.NDArray[Any] | None,
+    narrow_range: bool,
+    min_threshold: float,
+    exact: bool,
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None, npt.NDArray[np.float64]]: ...
+
 # bind_error.cpp
 def tensor_error(
     x: _Array,

@@ -60,4 +60,4 @@ def _grid(entry: TensorPlan) -> str:
 
 
 def _show_statistics(console: Console, statistics: Statistics) -> None:
-    console.print(str(statistics), markup=False)
+    console.print(str(statistics), markup=False, soft_wrap=True)

@@ -178,8 +178,9 @@ def _span(plan: QuantPlan, activation: str) -> float:
 
 def _print_targets(console: Console, float_top1: float, results: tuple[TargetResult, ...], images: int) -> None:
     table = Table(title=f"top-1 on {images} digits of writers never seen", title_justify="left")
-    for heading in ("target", "float", "quantized", "onnxruntime", "agreement", "largest difference", "ONNX file"):
-        table.add_column(heading, justify="left" if heading == "target" else "right")
+    table.add_column("target")
+    for heading in ("float", "quantized", "in runtime", "same answer", "largest difference", "file"):
+        table.add_column(heading, justify="right")
     for result in results:
         table.add_row(
             result.target,
@@ -191,10 +192,13 @@ def _print_targets(console: Console, float_top1: float, results: tuple[TargetRes
             f"{result.onnx.stat().st_size / 1000:.0f} kB",
         )
     console.print(table)
+    console.print(
+        "The runtime is ONNX Runtime on the exported file; differences of logits in steps of the output grid."
+    )
 
 
 def _print_variants(console: Console, activation: str, variants: tuple[VariantResult, ...]) -> None:
-    table = Table(title=f"thresholds from the same statistics, target {VARIANT_TARGET}", title_justify="left")
+    table = Table(title=f"five plans for {VARIANT_TARGET}, same statistics", title_justify="left")
     table.add_column("chosen by")
     for heading in (f"limits of {activation}", "top-1", "planning"):
         table.add_column(heading, justify="right")
