@@ -1,8 +1,123 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <pybind11/stl.h>
+
 #include "bindings/array_args.h"
+#include "search/weight_search.h"
 
 namespace detent::bindings {
+namespace {
 
-void register_weight_search(py::module_& module) { (void)module; }
+constexpr int kMostAxes = 32;
+
+WeightMetric parse_metric(const std::string& name) {
+  if (name == "noclipping") return WeightMetric::kNoClipping;
+  if (name == "mse") return WeightMetric::kMse;
+  if (name == "mae") return WeightMetric::kMae;
+  if (name == "lp") return WeightMetric::kLp;
+  require(name == "hmse", "metric must be noclipping, mse, mae, lp or hmse, got '", name, "'");
+  return WeightMetric::kHmse;
+}
+
+WeightGrid parse_grid(const std::string& name) {
+  if (name == "power_of_two") return WeightGrid::kPowerOfTwo;
+  if (name == "symmetric") return WeightGrid::kSymmetric;
+  require(name == "uniform", "grid must be power_of_two, symmetric or uniform, got '", name, "'");
+  return WeightGrid::kUniform;
+}
+
+struct Rows {
+  WeightView view;
+  int64_t groups = 1;
+};
+
+// Reads the strides, so that any view is searched without a copy: rows are gathered one at a time.
+Rows view_rows(const py::array& w, std::optional<int64_t> axis, std::optional<int64_t> group_size, const char* name) {
+  require_dtype<float>(w, name);
+  require(w.ndim() <= kMostAxes, name, " has ", w.ndim(), " axes, at most ", kMostAxes, " are supported");
+  require(w.size() > 0, name, " of shape ", shape_text(w), " is empty");
+  Rows rows;
+  WeightView& view = rows.view;
+  view.data = static_cast<const float*>(w.data());
+  const auto add_axis = [&view](int64_t extent, int64_t stride) {
+    view.extent[view.axes] = extent;
+    view.stride[view.axes++] = stride;
+  };
+  const auto stride = [&w](py::ssize_t d) { return static_cast<int64_t>(w.strides(d) / w.itemsize()); };
+  for (py::ssize_t d = 0; d < w.ndim(); ++d) {
+    require(w.strides(d) % w.itemsize() == 0, name, " has a stride that is no multiple of its element size");
+  }
+  py::ssize_t channel_axis = -1;
+  if (axis) {
+    channel_axis = static_cast<py::ssize_t>(*axis < 0 ? *axis + w.ndim() : *axis);
+    require(channel_axis >= 0 && channel_axis < w.ndim(), "axis ", *axis, " is outside ", name, " of shape ",
+            shape_text(w));
+    add_axis(w.shape(channel_axis), stride(channel_axis));
+  }
+  if (group_size) {
+    require(channel_axis == 0 && w.ndim() >= 2, "group_size needs axis=0 and an input axis 1, got axis ",
+            axis ? std::to_string(*axis) : std::string("None"), " and shape ", shape_text(w));
+    require(*group_size >= 1 && w.shape(1) % *group_size == 0, "group_size ", *group_size, " does not divide the ",
+            w.shape(1), " input channels of ", name);
+    rows.groups = w.shape(1) / *group_size;
+    add_axis(rows.groups, stride(1) * *group_size);
+  }
+  view.channel_axes = view.axes;
+  for (py::ssize_t d = 0; d < w.ndim(); ++d) {
+    if (d != channel_axis) add_axis(group_size && d == 1 ? *group_size : w.shape(d), stride(d));
+  }
+  for (int a = 0; a < view.channel_axes; ++a) view.channels *= view.extent[a];
+  view.size = w.size() / view.channels;
+  return rows;
+}
+
+py::tuple search(const py::array& w, const std::vector<int>& bits, const std::string& grid, const std::string& metric,
+                 double p, std::optional<int64_t> axis, std::optional<int64_t> group_size,
+                 const std::optional<py::array>& weights, bool narrow_range, double min_threshold, bool exact) {
+  WeightSearchSpec spec;
+  spec.metric = parse_metric(metric);
+  spec.grid = parse_grid(grid);
+  spec.p = p;
+  spec.narrow_range = narrow_range;
+  spec.exact = exact;
+  spec.min_threshold = static_cast<double>(static_cast<float>(min_threshold));
+  spec.bits = bits.data();
+  spec.widths = static_cast<int>(bits.size());
+  for (const int width : bits) require(width >= 2 && width <= 16, "bits of signed codes must be in 2..16, got ", width);
+  require(p > 0.0 && p <= 64.0, "p must be in (0, 64], got ", p);
+  require(min_threshold >= 0x1p-100 && min_threshold <= 0x1p100, "min_threshold must be in 2^-100..2^100, got ",
+          min_threshold);
+  require(!narrow_range || spec.grid != WeightGrid::kUniform, "narrow_range is for power_of_two and symmetric grids");
+  require(weights.has_value() == (spec.metric == WeightMetric::kHmse), "weights belong to metric hmse, and only there");
+
+  const Rows rows = view_rows(w, axis, group_size, "w");
+  std::optional<Rows> importance;
+  if (weights) {
+    bool same = weights->ndim() == w.ndim();
+    for (py::ssize_t d = 0; same && d < w.ndim(); ++d) same = weights->shape(d) == w.shape(d);
+    require(same, "weights must have the shape of w, ", shape_text(w), ", got ", shape_text(*weights));
+    importance = view_rows(*weights, axis, group_size, "weights");
+  }
+  const std::vector<py::ssize_t> shape{static_cast<py::ssize_t>(bits.size()),
+                                       static_cast<py::ssize_t>(rows.view.channels)};
+  py::array_t<float> first(shape);
+  py::array_t<float> second(shape);
+  py::array_t<double> error(shape);
+  const WeightSearchResult result{first.mutable_data(), second.mutable_data(), error.mutable_data()};
+  {
+    py::gil_scoped_release release;
+    search_weights(rows.view, importance ? &importance->view : nullptr, spec, rows.groups, result);
+  }
+  if (spec.grid == WeightGrid::kUniform) return py::make_tuple(first, second, error);
+  return py::make_tuple(first, py::none(), error);
+}
+
+}  // namespace
+
+void register_weight_search(py::module_& module) {
+  module.def("search_weights", &search, py::arg("w"), py::arg("bits"), py::arg("grid"), py::arg("metric"), py::arg("p"),
+             py::arg("axis"), py::arg("group_size"), py::arg("weights"), py::arg("narrow_range"),
+             py::arg("min_threshold"), py::arg("exact"),
+             "Thresholds (or lower and upper limits) and errors, each [widths, rows].");
+}
 
 }  // namespace detent::bindings
