@@ -47,6 +47,7 @@ Rows view_rows(const py::array& w, std::optional<int64_t> axis, std::optional<in
     require(w.strides(d) % w.itemsize() == 0, name, " has a stride that is no multiple of its element size");
   }
   py::ssize_t channel_axis = -1;
+  py::ssize_t input_axis = -1;
   if (axis) {
     channel_axis = static_cast<py::ssize_t>(*axis < 0 ? *axis + w.ndim() : *axis);
     require(channel_axis >= 0 && channel_axis < w.ndim(), "axis ", *axis, " is outside ", name, " of shape ",
@@ -54,16 +55,18 @@ Rows view_rows(const py::array& w, std::optional<int64_t> axis, std::optional<in
     add_axis(w.shape(channel_axis), stride(channel_axis));
   }
   if (group_size) {
-    require(channel_axis == 0 && w.ndim() >= 2, "group_size needs axis=0 and an input axis 1, got axis ",
-            axis ? std::to_string(*axis) : std::string("None"), " and shape ", shape_text(w));
-    require(*group_size >= 1 && w.shape(1) % *group_size == 0, "group_size ", *group_size, " does not divide the ",
-            w.shape(1), " input channels of ", name);
-    rows.groups = w.shape(1) / *group_size;
-    add_axis(rows.groups, stride(1) * *group_size);
+    require(axis.has_value(), "group_size needs the channel axis: give `axis`");
+    require(channel_axis <= 1 && w.ndim() >= 2, "groups need at least two axes and `axis` 0 or 1, got axis ", *axis,
+            " of shape ", shape_text(w));
+    input_axis = 1 - channel_axis;
+    require(*group_size >= 1 && w.shape(input_axis) % *group_size == 0, "group_size ", *group_size,
+            " does not divide the ", w.shape(input_axis), " input channels of ", name);
+    rows.groups = w.shape(input_axis) / *group_size;
+    add_axis(rows.groups, stride(input_axis) * *group_size);
   }
   view.channel_axes = view.axes;
   for (py::ssize_t d = 0; d < w.ndim(); ++d) {
-    if (d != channel_axis) add_axis(group_size && d == 1 ? *group_size : w.shape(d), stride(d));
+    if (d != channel_axis) add_axis(d == input_axis ? *group_size : w.shape(d), stride(d));
   }
   for (int a = 0; a < view.channel_axes; ++a) view.channels *= view.extent[a];
   view.size = w.size() / view.channels;

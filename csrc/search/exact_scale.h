@@ -2,22 +2,22 @@
 // The globally best scale of one channel for squared error, over all real scales. Included once per instruction set.
 //
 // The error f(s) = sum_i h_i min_k (x_i - s k)^2 is continuous and piecewise quadratic; its pieces meet where some
-// x_i / s is half-way between two codes, at s = |x_i| / (k - 1/2). Sorting all n 2^(b-1) of those is too slow at 8 bits,
-// so most of the axis is excluded first, by branch and bound:
+// x_i / s is half-way between two codes, at s = |x_i| / (k - 1/2). Sorting all n 2^(b-1) of those is too slow at 8
+// bits, so most of the axis is excluded first, by branch and bound:
 //
 //   On [a, b] every code satisfies |k(s)| <= |k(a)|, so with K = sum h k(a)^2 the function f(s) - K s^2 is a minimum of
 //   concave parabolas, hence concave, hence above its chord:
 //       f(s) >= chord of f from a to b - K (s - a)(b - s).
 //   This bound is exact where no code changes, and loses only the second order in b - a where some do.
 //
-// Intervals whose bound exceeds the best error known are dropped, the others halved until few codes change inside; those
-// are swept exactly: codes at `a` in float64, then one update of sum h q^2, sum h q k, sum h k^2 per breakpoint in
-// order, and on each piece the closed form s = sum(h k x) / sum(h k^2). The minimum of the closed forms over all pieces
-// is the global one, whether or not each lies inside its own piece, since f is below every one of the parabolas.
+// Intervals whose bound exceeds the best error known are dropped, the others halved until few codes change inside;
+// those are swept exactly: codes at `a` in float64, then one update of sum h q^2, sum h q k, sum h k^2 per breakpoint
+// in order, and on each piece the closed form s = sum(h k x) / sum(h k^2). The minimum of the closed forms over all
+// pieces is the global one, whether or not each lies inside its own piece, since f is below every one of the parabolas.
 //
 // The bounds come from float32 passes and are lowered by their proven error (scale_sums.h); only the sweeps decide.
-// Intervals that could improve by less than 2^-36 relative, or 2^-48 of sum h x^2 (about what rounding the scale to float32
-// costs), are dropped as well.
+// Intervals that could improve by less than 2^-36 relative, or 2^-48 of sum h x^2 (about what rounding the scale to
+// float32 costs), are dropped as well.
 #pragma once
 
 #include "search/dense_scale.h"
@@ -25,11 +25,11 @@
 namespace detent::DETENT_ISA {
 
 struct Interval {
-  double a, b;              // scales
-  double cost_a, cost_b;    // lower bounds of the error there
-  double curvature_a;       // upper bounds of sum h k^2 there
+  double a, b;            // scales
+  double cost_a, cost_b;  // lower bounds of the error there
+  double curvature_a;     // upper bounds of sum h k^2 there
   double curvature_b;
-  double bound;             // lower bound of the error inside
+  double bound;  // lower bound of the error inside
 };
 
 struct Breakpoint {
@@ -44,7 +44,7 @@ constexpr int kDeferred = 1024;
 constexpr double kSweepBreakpoints = 64.0;
 
 struct ExactScratch {
-  Node nodes[kCoarse + kFine + 2];
+  Node nodes[kNodes];
   Interval stack[kStack];
   Interval deferred[kDeferred];
   Breakpoint* breakpoints;  // room for 16 rows
@@ -88,11 +88,13 @@ class ExactSearch {
       best_scale_ = node.scale;
     }
   }
+  void start();
   void add(const Interval& interval);
   void split(const Interval* intervals, int count);
   void sweep(const Interval& interval);
   int64_t collect(double a, double b) const;
-  Interval make_interval(double a, double b, double cost_a, double cost_b, double curvature_a, double curvature_b) const;
+  Interval make_interval(double a, double b, double cost_a, double cost_b, double curvature_a,
+                         double curvature_b) const;
 
   const Channel& channel_;
   const CodeRange codes_;
@@ -120,8 +122,8 @@ inline void ExactSearch::add(const Interval& interval) {
   const double width = (interval.b - interval.a) / interval.a;
   const double most = larger(codes_.high, -codes_.low);
   // A code changes at most once on a width of 1 / (2 most), so the breakpoints fit in memory.
-  const bool narrow = 2.0 * most * width <= 1.0 && (channel_.magnitudes / interval.a * width <= kSweepBreakpoints ||
-                                                    width <= 0x1p-20);
+  const bool narrow =
+      2.0 * most * width <= 1.0 && (channel_.magnitudes / interval.a * width <= kSweepBreakpoints || width <= 0x1p-20);
   if (narrow) {
     if (deferred_ == kDeferred) return sweep(interval);
     scratch_.deferred[deferred_++] = interval;
@@ -150,8 +152,6 @@ inline void ExactSearch::split(const Interval* intervals, int count) {
     add(make_interval(nodes[i].scale, parent.b, cost, parent.cost_b, nodes[i].curvature, parent.curvature_b));
   }
 }
-
-inline DoubleVec load_double(const float* from) { return __builtin_convertvector(load<HalfVec>(from), DoubleVec); }
 
 inline double round_code(double y, double cap) { return ((y < cap ? y : cap) + kRoundMagic64) - kRoundMagic64; }
 
@@ -252,32 +252,42 @@ inline void ExactSearch::sweep(const Interval& interval) {
   }
 }
 
-inline double ExactSearch::run() {
+// Cuts the axis into intervals, from the least scale that matters to the largest.
+inline void ExactSearch::start() {
   Node* nodes = scratch_.nodes;
-  int count = scan_scales(Cost::kSquare, channel_, codes_, range_, nodes);
+  int count = scan_scales(Cost::kSquare, channel_, codes_, range_, kLeastFine, nodes);
+  for (int i = 0; i < count; ++i) consider(nodes[i]);
+  Node refined = nodes[best_refined(nodes, count)];
+  for (int round = 0; round < 3; ++round) {
+    const double scale = refined.refined_scale;
+    evaluate(Cost::kSquare, channel_, codes_, &scale, 1, &refined);
+    consider(refined);
+  }
   // Beyond twice the least unclipped scale, halving the scale keeps every grid point and clips nothing.
   const double ends[2] = {range_.least, 2.0 * range_.unclipped};
   evaluate(Cost::kSquare, channel_, codes_, ends, 2, nodes + count);
   count += 2;
-  // The least scale allowed may be the best one and is no stationary point.
-  best_scale_ = range_.least;
-  best_cost_ = range_.least * range_.least *
-               (channel_.h ? add_up<true>(channel_, codes_, 1.0 / range_.least)
-                           : add_up<false>(channel_, codes_, 1.0 / range_.least)).cost;
   sort(nodes, count, [](const Node& l, const Node& r) { return l.scale < r.scale; });
-  for (int i = 0; i < count; ++i) consider(nodes[i]);
-  Node refined[2];
-  refined[0] = nodes[best_refined(nodes, count)];
-  for (int round = 0; round < 3; ++round) {
-    evaluate(Cost::kSquare, channel_, codes_, &refined[round % 2].refined_scale, 1, &refined[1 - round % 2]);
-    consider(refined[1 - round % 2]);
+  int first = 0;
+  for (int i = 0; i < count; ++i) {
+    if (clipping_cost(Cost::kSquare, channel_, lower(nodes[i].cost), nodes[i].scale) >= best_cost_) first = i;
   }
-  for (int i = 0; i + 1 < count; ++i) {
+  for (int i = first; i + 1 < count; ++i) {
     if (nodes[i].scale == nodes[i + 1].scale) continue;
     add(make_interval(nodes[i].scale, nodes[i + 1].scale, lower(nodes[i].cost), lower(nodes[i + 1].cost),
                       nodes[i].curvature, nodes[i + 1].curvature));
   }
   sort(scratch_.stack, depth_, [](const Interval& l, const Interval& r) { return l.bound > r.bound; });
+}
+
+inline double ExactSearch::run() {
+  // The least scale allowed may be the best one and is no stationary point.
+  const double least = range_.least;
+  best_scale_ = least;
+  best_cost_ =
+      least * least *
+      (channel_.h ? add_up<true>(channel_, codes_, 1.0 / least) : add_up<false>(channel_, codes_, 1.0 / least)).cost;
+  start();
   while (depth_ > 0) {
     Interval batch[4];
     int taken = 0;

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 // The cost of a channel at given scales, for the weight search. Included once per instruction set.
 //
-// With u = 1/scale, y = x u, k = clamp(round_half_even(y), low, high) and q = y - k, one pass over the channel gives for
-// several scales at once
+// With u = 1/scale, y = x u, k = clamp(round_half_even(y), low, high) and q = y - k, one pass over the channel gives
+// for several scales at once
 //   cost  = sum h |q|^p      (times scale^p: the error of the channel)
 //   slope = sum h q y        (squares only: gives the closed-form best scale for these codes)
 // in float32 with 16 virtual lanes over blocks of 2048 elements, lanes and blocks added in float64 in a fixed order, so
-// that the bits do not depend on the instruction set. The channel is normalized (largest magnitude in [1, 2)) and padded
-// with zeros, which cost nothing because zero is on every grid.
+// that the bits do not depend on the instruction set. The channel is normalized (largest magnitude in [1, 2)) and
+// padded with zeros, which cost nothing because zero is on every grid.
 //
 // Accuracy, for squares. y has one rounding, the distance to the grid is 1-Lipschitz, so every q is within 2^-24 |y| of
-// the truth, plus one rounding of its own: sqrt(cost) is within 2^-23 sqrt(sum h y^2) of the truth, plus a relative part
-// of at most 2^-16 for the squares and the sums of 128 float32 terms. kNormError and kSumError bound both.
+// the truth, plus one rounding of its own: sqrt(cost) is within 2^-23 sqrt(sum h y^2) of the truth, plus a relative
+// part of at most 2^-16 for the squares and the sums of 128 float32 terms. kNormError and kSumError bound both.
 #pragma once
 
 #include <cstdint>
@@ -47,11 +47,12 @@ struct Channel {
   const float* x;
   const float* h;
   int64_t rows;
-  double top;     // largest positive value, or 0
-  double bottom;  // largest magnitude of a negative value, or 0
-  double energy;  // sum h x^2
+  double top;         // largest positive value, or 0
+  double bottom;      // largest magnitude of a negative value, or 0
+  double importance;  // sum h
+  double energy;      // sum h x^2
   double magnitudes;  // sum |x|
-  double power;   // p of the cost
+  double power;       // p of the cost
 };
 
 // A candidate grid: codes low..high at scale 1 / inverse.
@@ -73,6 +74,8 @@ inline V load(const float* from) {
   return value;
 }
 
+inline DoubleVec load_double(const float* from) { return __builtin_convertvector(load<HalfVec>(from), DoubleVec); }
+
 // Minus, because adding a positive zero would turn -0 into +0, and the compiler would have to do it.
 inline Vec splat(float value) { return value - Vec{}; }
 
@@ -87,8 +90,8 @@ inline Vec nearest_code(Vec y, float low, float high) {
 
 inline Vec magnitude(Vec q) { return reinterpret_cast<Vec>(reinterpret_cast<IntVec>(q) & 0x7fffffff); }
 
-// t^p for t >= 0 and p > 0 within a few units of the sixth decimal: enough to rank candidates. Plain arithmetic, so that every
-// instruction set has the same bits: log2 by the atanh series, exp2 by its Taylor series.
+// t^p for t >= 0 and p > 0 within a few units of the sixth decimal: enough to rank candidates. Plain arithmetic, so
+// that every instruction set has the same bits: log2 by the atanh series, exp2 by its Taylor series.
 inline Vec power(Vec t, float p) {
   const IntVec bits = reinterpret_cast<IntVec>(t);
   // The mantissa in [sqrt(1/2), sqrt(2)): 0x3f3504f3 is sqrt(1/2).
@@ -101,8 +104,11 @@ inline Vec power(Vec t, float p) {
   const Vec w = raised < -125.0f ? splat(-125.0f) : (raised > 125.0f ? splat(125.0f) : raised);
   const Vec whole = (w + kRoundMagic) - kRoundMagic;
   const Vec f = (w - whole) * 0.693147181f;
-  const Vec e = 1.0f + f * (1.0f + f * (0.5f + f * (0.166666667f + f * (0.0416666667f + f * (0.00833333333f + f * 0.00138888889f)))));
-  const Vec result = reinterpret_cast<Vec>(reinterpret_cast<IntVec>(e) + (__builtin_convertvector(whole, IntVec) << 23));
+  const Vec e =
+      1.0f +
+      f * (1.0f + f * (0.5f + f * (0.166666667f + f * (0.0416666667f + f * (0.00833333333f + f * 0.00138888889f)))));
+  const Vec result =
+      reinterpret_cast<Vec>(reinterpret_cast<IntVec>(e) + (__builtin_convertvector(whole, IntVec) << 23));
   return t < 0x1p-100f ? Vec{} : result;
 }
 

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Search for the limits of a uniform grid on one channel. Included once per instruction set.
 //
-// A uniform grid of n bits holds zero, so it is a scale s and an integer zero point z in [0, 2^n - 1]: codes -z .. 2^n - 1 - z
-// counted from zero, limits -z s and (2^n - 1 - z) s. With the zero point fixed the search is over the scale alone
-// (dense_scale.h): that is done for every zero point at 2 and 3 bits, and for the only sensible one if the channel has one
-// sign. Otherwise both limits move:
+// A uniform grid of n bits holds zero, so it is a scale s and an integer zero point z in [0, 2^n - 1]: codes -z .. 2^n
+// - 1 - z counted from zero, limits -z s and (2^n - 1 - z) s. With the zero point fixed the search is over the scale
+// alone (dense_scale.h): that is done for every zero point at 2 and 3 bits, and for the only sensible one if the
+// channel has one sign. Otherwise both limits move:
 //   1. all pairs of kSide half octaves below the largest value and above the smallest;
 //   2. 7 x 7 pairs an eighth of an octave apart around the best two, then 1/32 of an octave around the best one;
 //   3. zero points up to three away, the scale improved for each (squares: twice by its closed form).
@@ -50,7 +50,10 @@ inline UniformGrid uniform_grid(float lower, float upper, int bits) {
 class UniformSearch {
  public:
   UniformSearch(Cost cost, const Channel& channel, int bits, double least_range)
-      : cost_(cost), channel_(channel), bits_(bits), steps_(static_cast<double>((int64_t{1} << bits) - 1)),
+      : cost_(cost),
+        channel_(channel),
+        bits_(bits),
+        steps_(static_cast<double>((int64_t{1} << bits) - 1)),
         least_(least_range / steps_) {}
 
   Limits run(Node* nodes) {
@@ -85,8 +88,7 @@ inline Limits UniformSearch::search_each_zero(Node* nodes) {
     const double up = codes.high > 0.0 ? channel_.top / codes.high : 0.0;
     const double down = zero > 0.0 ? channel_.bottom / zero : 0.0;
     const ScaleRange range{least_, larger(least_, larger(up, down))};
-    const int count = scan_scales(cost_, channel_, codes, range, nodes);
-    const Node found = improve(cost_, channel_, codes, range, nodes, count);
+    const Node found = search_scale(cost_, channel_, codes, range, nodes);
     if (best_cost < 0.0 || found.cost < best_cost) {
       best_cost = found.cost;
       best = limits_of(zero, found.scale);
@@ -158,7 +160,8 @@ inline UniformNode UniformSearch::polish(UniformNode best) const {
       for (int side = -1; side <= 1; ++side) {
         if (cost_ == Cost::kSquare && side != 0) continue;
         zeros[count] = zero;
-        scales[count++] = cost_ == Cost::kSquare ? center.node.refined_scale : center.node.scale * (1.0 + side * offset);
+        scales[count++] =
+            cost_ == Cost::kSquare ? center.node.refined_scale : center.node.scale * (1.0 + side * offset);
       }
     }
     for (int pass = 0; pass < 2; ++pass) {

@@ -78,8 +78,8 @@ struct Walk {
 
 }  // namespace
 
-void search_weights(const WeightView& values, const WeightView* importance, const WeightSearchSpec& spec, int64_t groups,
-                    const WeightSearchResult& result) {
+void search_weights(const WeightView& values, const WeightView* importance, const WeightSearchSpec& spec,
+                    int64_t groups, const WeightSearchResult& result) {
   std::vector<ChannelStatus> status(static_cast<size_t>(values.channels), ChannelStatus::kFine);
   const Walk walk{values, importance, spec, result, status};
   // A thread is worth starting for about 50 us of work, which 200 000 element-widths take.
@@ -91,7 +91,8 @@ void search_weights(const WeightView& values, const WeightView* importance, cons
     const ChannelStatus found = status[static_cast<size_t>(row)];
     const std::string name = values.channel_axes == 0 ? "the tensor" : row_name(row, groups);
     require(found != ChannelStatus::kNotFinite, "weights of ", name, " hold NaN or infinity");
-    require(found != ChannelStatus::kBadImportance, "importance weights of ", name, " hold NaN, infinity or a negative value");
+    require(found != ChannelStatus::kBadImportance, "importance weights of ", name,
+            " hold NaN, infinity or a negative value");
   }
 }
 

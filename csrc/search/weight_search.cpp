@@ -16,9 +16,9 @@ struct Prepared {
   Channel channel;
   Cost cost;
   int64_t size;
-  int exponent;          // value = normalized * 2^exponent
-  double error_unit;     // error = normalized cost * error_unit
-  double most_saved;     // no threshold below this can be best (normalized)
+  int exponent;       // value = normalized * 2^exponent
+  double error_unit;  // error = normalized cost * error_unit
+  double most_saved;  // no threshold below this can be best (normalized)
   bool all_zero;
 };
 
@@ -81,32 +81,43 @@ void scale_into(const float* from, int64_t size, int exponent, float* to) {
   for (int64_t i = size; i < padded(size); ++i) to[i] = 0.0f;
 }
 
-// sum h x^2, sum |x|, sum h |x| and max h x^2 of the normalized channel.
+// sum h, sum h x^2, sum |x|, sum h |x| and max h x^2 of the normalized channel.
 struct Moments {
-  double energy, magnitudes, weighted_magnitudes, largest;
+  double importance, energy, magnitudes, weighted_magnitudes, largest;
 };
 
+template <bool Weighted>
 Moments find_moments(const float* x, const float* h, int64_t size) {
-  double energy[kLanes] = {}, magnitudes[kLanes] = {}, weighted[kLanes] = {}, largest[kLanes] = {};
-  for (int64_t base = 0; base < padded(size); base += kLanes) {
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const double value = static_cast<double>(x[base + lane]);
-      const double importance = h ? static_cast<double>(h[base + lane]) : 1.0;
-      const double absolute = value < 0.0 ? -value : value;
-      const double square = importance * absolute * absolute;
-      energy[lane] += square;
-      magnitudes[lane] += absolute;
-      weighted[lane] += importance * absolute;
-      largest[lane] = square > largest[lane] ? square : largest[lane];
+  double lanes[4][kLanes];
+  double largest_lanes[kLanes];
+  for (int lane = 0; lane < kLanes; lane += kHalf) {
+    DoubleVec sums[4] = {}, largest{};
+    for (int64_t i = lane; i < padded(size); i += kLanes) {
+      const DoubleVec value = load_double(x + i);
+      const DoubleVec absolute = value < 0.0 ? -value : value;
+      DoubleVec square = absolute * absolute;
+      if constexpr (Weighted) {
+        const DoubleVec importance = load_double(h + i);
+        square *= importance;
+        sums[0] += importance;
+        sums[3] += importance * absolute;
+      }
+      sums[1] += square;
+      sums[2] += absolute;
+      largest = square > largest ? square : largest;
     }
+    for (int i = 0; i < 4; ++i) memcpy(&lanes[i][lane], &sums[i], sizeof(DoubleVec));
+    memcpy(&largest_lanes[lane], &largest, sizeof(DoubleVec));
   }
-  double most = 0.0;
-  for (const double value : largest) most = larger(most, value);
-  return {add_lanes(energy), add_lanes(magnitudes), add_lanes(weighted), most};
+  Moments moments{static_cast<double>(size), add_lanes(lanes[1]), add_lanes(lanes[2]), 0.0, 0.0};
+  if constexpr (Weighted) moments.importance = add_lanes(lanes[0]);
+  moments.weighted_magnitudes = Weighted ? add_lanes(lanes[3]) : moments.magnitudes;
+  for (const double value : largest_lanes) moments.largest = larger(moments.largest, value);
+  return moments;
 }
 
-// Thresholds below this leave more error than coding one value exactly and all others as zero does: with threshold t the
-// cost falls short of that of an all-zero code by at most sum of h p |x|^(p-1) t (for squares 2 t sum h |x|).
+// Thresholds below this leave more error than coding one value exactly and all others as zero does: with threshold t
+// the cost falls short of that of an all-zero code by at most sum of h p |x|^(p-1) t (for squares 2 t sum h |x|).
 double least_useful_threshold(const Prepared& job, const Moments& moments) {
   const double n = static_cast<double>(job.size);
   const double absolute_most = larger(job.channel.top, job.channel.bottom);
@@ -120,7 +131,8 @@ double least_useful_threshold(const Prepared& job, const Moments& moments) {
 ChannelStatus prepare(const WeightSearchSpec& spec, const ChannelJob& job, const Scratch& scratch, Prepared* out) {
   float least, most, least_h = 0.0f, most_h = 1.0f;
   if (!find_range(job.x, job.size, &least, &most)) return ChannelStatus::kNotFinite;
-  if (job.h && (!find_range(job.h, job.size, &least_h, &most_h) || least_h < 0.0f)) return ChannelStatus::kBadImportance;
+  if (job.h && (!find_range(job.h, job.size, &least_h, &most_h) || least_h < 0.0f))
+    return ChannelStatus::kBadImportance;
   Prepared& p = *out;
   p.size = job.size;
   p.cost = spec.metric == WeightMetric::kMae  ? Cost::kAbsolute
@@ -142,11 +154,13 @@ ChannelStatus prepare(const WeightSearchSpec& spec, const ChannelJob& job, const
   c.top = __builtin_ldexp(static_cast<double>(most), -p.exponent);
   c.bottom = __builtin_ldexp(-static_cast<double>(least), -p.exponent);
   c.power = p.cost == Cost::kSquare ? 2.0 : p.cost == Cost::kAbsolute ? 1.0 : spec.p;
-  const Moments moments = find_moments(c.x, c.h, job.size);
+  const Moments moments = c.h ? find_moments<true>(c.x, c.h, job.size) : find_moments<false>(c.x, c.h, job.size);
+  c.importance = moments.importance;
   c.energy = moments.energy;
   c.magnitudes = moments.magnitudes;
   p.most_saved = least_useful_threshold(p, moments);
-  p.error_unit = __builtin_pow(2.0, p.exponent * c.power) * __builtin_ldexp(1.0, h_exponent) / static_cast<double>(job.size);
+  p.error_unit =
+      __builtin_pow(2.0, p.exponent * c.power) * __builtin_ldexp(1.0, h_exponent) / static_cast<double>(job.size);
   return ChannelStatus::kFine;
 }
 
@@ -160,9 +174,7 @@ double cost_by_definition(const Channel& channel, float scale, float low, float 
       const float x = channel.x[i];
       const double d = static_cast<double>(fake_quantize_value(x, scale, low, high)) - static_cast<double>(x);
       const double size = d < 0.0 ? -d : d;
-      const double cost = C == Cost::kSquare     ? d * d
-                          : C == Cost::kAbsolute ? size
-                                                 : __builtin_pow(size, channel.power);
+      const double cost = C == Cost::kSquare ? d * d : C == Cost::kAbsolute ? size : __builtin_pow(size, channel.power);
       lanes[lane] += Weighted ? static_cast<double>(channel.h[i]) * cost : cost;
     }
   }
@@ -223,8 +235,7 @@ Threshold search_symmetric(const Prepared& job, const WeightSearchSpec& spec, in
   } else if (spec.exact && job.cost == Cost::kSquare && bits <= kExactBits) {
     scale = ExactSearch(job.channel, codes, range, scratch).run();
   } else {
-    const int count = scan_scales(job.cost, job.channel, codes, range, scratch.nodes);
-    scale = improve(job.cost, job.channel, codes, range, scratch.nodes, count).scale;
+    scale = search_scale(job.cost, job.channel, codes, range, scratch.nodes).scale;
   }
   const double cap = __builtin_ldexp(kLargest, -job.exponent);
   const double threshold = smaller(cap, larger(floor, static_cast<double>(static_cast<float>(scale * steps))));

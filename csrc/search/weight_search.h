@@ -12,7 +12,8 @@
 // Thresholds are at least min_threshold, at most 2^127. A channel of zeros gets min_threshold and no error.
 //
 // Requires: finite values, finite weights h >= 0, widths 2..16, p > 0. Codes are signed.
-// Rounding and ties: candidates are ranked in float32 and float64 on the normalized channel; the error reported is that of
+// Rounding and ties: candidates are ranked in float32 and float64 on the normalized channel; the error reported is that
+// of
 //   the returned grid by the definition in support/rounding.h, summed in float64.
 // NaN and infinity: refused, the channel is named.
 // Summation order: 16 lanes, fixed blocks (scale_sums.h): the same bits on every instruction set and thread count, and,
@@ -43,15 +44,16 @@ struct WeightSearchSpec {
 // One array of logical shape [channels, size], element (c, i) found through up to 8 axes of strides (in elements).
 struct WeightView {
   const float* data = nullptr;
-  int64_t channels = 1;      // rows: channels x groups
-  int64_t size = 0;          // elements per row
-  int channel_axes = 0;      // the first axes index rows, the rest the elements of a row, both in C order
+  int64_t channels = 1;  // rows: channels x groups
+  int64_t size = 0;      // elements per row
+  int channel_axes = 0;  // the first axes index rows, the rest the elements of a row, both in C order
   int axes = 0;
   int64_t extent[34] = {};
   int64_t stride[34] = {};
 };
 
-// Results of row c at width w are at [w * channels + c]. `first` is the threshold or the lower limit, `second` the upper.
+// Results of row c at width w are at [w * channels + c]. `first` is the threshold or the lower limit, `second` the
+// upper.
 struct WeightSearchResult {
   float* first = nullptr;
   float* second = nullptr;
@@ -60,18 +62,18 @@ struct WeightSearchResult {
 
 // Throws std::invalid_argument for a row with NaN, infinity, or a negative weight; the message names the row through
 // `row_name(row)` text "channel 3" when groups == 1, else "channel 3, group 1".
-void search_weights(const WeightView& values, const WeightView* importance, const WeightSearchSpec& spec, int64_t groups,
-                    const WeightSearchResult& result);
+void search_weights(const WeightView& values, const WeightView* importance, const WeightSearchSpec& spec,
+                    int64_t groups, const WeightSearchResult& result);
 
 // Below: what the instruction sets implement.
 enum class ChannelStatus { kFine, kNotFinite, kBadImportance };
 
 struct ChannelJob {
-  const float* x;     // size values
-  const float* h;     // size importance weights, or null
+  const float* x;  // size values
+  const float* h;  // size importance weights, or null
   int64_t size;
-  void* scratch;      // 64-byte aligned, scratch_bytes(size)
-  float* first;       // one entry per width, `step` apart
+  void* scratch;  // 64-byte aligned, scratch_bytes(size)
+  float* first;   // one entry per width, `step` apart
   float* second;
   double* error;
   int64_t step;
