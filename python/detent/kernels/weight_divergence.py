@@ -1,7 +1,14 @@
-"""The kl metric of the weight search: it compares distributions, so it goes through histograms."""
+"""The kl metric of the weight search: it compares distributions, so it goes through histograms.
+
+A channel has few values, often a hundred. In fine bins they would all stand alone, and the divergence would measure the
+sample instead of the distribution; so the bins follow Rice's rule, about n^(1/3) to 2 n^(1/3) of them on each side of
+zero. And when almost everything is clipped, what is left has no shape to compare and the divergence vanishes: so
+thresholds below the median magnitude, or below 1/16 of the largest (as in TensorRT's calibrator), are not tried.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -13,8 +20,8 @@ from detent.kernels.weight_options import FloatArray, WeightGrid, WeightSearch
 
 __all__ = ["search_divergence", "split_rows"]
 
-BINS_LOG2: Final = 12
-"""log2 of the bins between zero and the power of two above the largest magnitude."""
+LEAST_SHARE: Final = 2.0**-4
+MOST_BINS_LOG2: Final = 12
 
 
 def split_rows(w: npt.NDArray[Any], axis: int | None, group_size: int | None) -> FloatArray:
@@ -53,12 +60,15 @@ def search_divergence(
     Raises:
         ValueError: a row holds NaN or infinity.
     """
+    bins_log2 = min(MOST_BINS_LOG2, math.ceil(math.log2(rows.shape[1]) / 3) + 1)
     found = []
     for channel, row in enumerate(rows):
         values = row.astype(np.float64)
         if not np.isfinite(values).all():
             raise ValueError(f"weights of row {channel} hold NaN or infinity")
-        exponent = int(np.frexp(np.abs(values).max())[1]) - BINS_LOG2
+        magnitudes = np.abs(values)
+        largest = float(magnitudes.max())
+        exponent = math.frexp(max(largest, min_threshold))[1] - bins_log2
         bins = np.floor(np.ldexp(values, -exponent)).astype(np.int64)
         found.append(
             search_histogram(
@@ -73,7 +83,7 @@ def search_divergence(
                 metric="kl",
                 signed=True,
                 narrow_range=narrow_range,
-                min_threshold=min_threshold,
+                min_threshold=max(min_threshold, LEAST_SHARE * largest, float(np.median(magnitudes))),
             )
         )
     return [
