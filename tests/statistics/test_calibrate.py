@@ -242,3 +242,30 @@ def test_constant_data_are_fine(graph):
 def test_options_out_of_range(graph, images, option):
     with pytest.raises(ConfigError, match=f"`{option}` must be at least 1"):
         calibrate(graph, images, progress=False, **{option: 0})
+
+
+def test_values_are_a_list(graph, images):
+    with pytest.raises(ConfigError, match="list of names"):
+        calibrate(graph, images, progress=False, values="relu")
+
+
+def test_half_precision_models_are_refused(images):
+    graph = capture(build(Residual).half(), images[:2].half())
+    with pytest.raises(CalibrationError, match="no float32 value") as caught:
+        calibrate(graph, images.half(), progress=False)
+    assert "model.float()" in str(caught.value)
+
+
+def test_models_on_other_devices_are_refused(images):
+    graph = residual_graph().copy()
+    graph.module = graph.module.to("meta")
+    with pytest.raises(CalibrationError, match="is on meta, calibration runs on the CPU"):
+        calibrate(graph, images, progress=False)
+
+
+def test_progress_is_for_terminals(graph, images, capsys, monkeypatch):
+    calibrate(graph, images, progress=True)
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    calibrate(graph, images, progress=True)
+    assert "samples" in capsys.readouterr().err

@@ -163,8 +163,9 @@ class _Run:
                 if batches % self._save_every == 0:
                     self._save()
         except KeyboardInterrupt:
-            self._finish_current()
-            self._save()
+            if self._path is not None:
+                self._finish_current()
+                self._save()
             raise KeyboardInterrupt(self._interruption()) from None
         except Exception:
             # The data source failed between two batches: what is counted is sound. Inside a batch it is not.

@@ -23,7 +23,7 @@ def describe_node(graph: Graph, node: fx.Node) -> str:
 
 
 def check_weights(graph: Graph) -> None:
-    """Refuse parameters with NaN or infinity.
+    """Refuse parameters with NaN or infinity, or on another device.
 
     Raises:
         CalibrationError: names the parameter and the layer.
@@ -33,6 +33,12 @@ def check_weights(graph: Graph) -> None:
             if node.op != "get_attr":
                 continue
             tensor = graph.tensor(node)
+            if tensor.device.type != "cpu":
+                raise CalibrationError(
+                    f"{node.target} is on {tensor.device}, calibration runs on the CPU",
+                    where=describe_node(graph, value.node),
+                    remedy="capture the model after model.cpu()",
+                )
             # A mask that is added to scores may hold -inf; a kernel or a norm's statistics may not.
             used = node in (value.weight, value.bias) or value.kind == "norm"
             trained = used or isinstance(tensor, torch.nn.Parameter)

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from detent._registry import unknown_name
-from detent.errors import ConfigError
+from detent.errors import CalibrationError, ConfigError
 from detent.graph import BatchLayout, Graph, GraphNode
 
 __all__ = ["Observation", "observed_values"]
@@ -64,8 +64,11 @@ def observed_values(graph: Graph, names: Collection[str] | None, notes: list[str
         notes: receives what cannot be observed.
 
     Raises:
+        CalibrationError: the model has no float32 value at all.
         ConfigError: a name is not a value of the graph, or the value cannot be observed.
     """
+    if isinstance(names, str):
+        raise ConfigError("`values` must be a list of names, not one string", remedy=f"write [{names!r}]")
     observable = [value for value in graph.nodes() if value.dtype == torch.float32]
     if names is not None:
         for name in names:
@@ -79,6 +82,10 @@ def observed_values(graph: Graph, names: Collection[str] | None, notes: list[str
         for value in graph.nodes():
             if value.is_float and value.dtype != torch.float32:
                 notes.append(f"{value.name} computes in {str(value.dtype).removeprefix('torch.')} and was not observed")
+    if not chosen:
+        raise CalibrationError(
+            "there is no float32 value to observe", remedy="convert the model with model.float() before capturing it"
+        )
     varying = _depending_on_samples(graph)
     return [_observation(value, constant=value.node not in varying) for value in chosen]
 
