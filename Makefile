@@ -2,11 +2,13 @@
 #   make demo    quantize the built-in network for two targets
 #   make test    the whole test suite
 #   make lint    formatters, linters, types, floors
-#   make bench   the kernel benchmarks, results as JSON
+#   make bench   the benchmarks, results as JSON; those of whole runs with DATA=folder
 PYTHON ?= python3
 VENV ?= .venv
 DETENT_WERROR ?= OFF
-PYTEST_ARGS ?=
+PYTEST_ARGS ?= -q -n 2
+# Folder with networks and images for the benchmarks of whole runs, see benchmarks/networks.py.
+DATA ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -24,6 +26,10 @@ test: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/kernels.py
+ifneq ($(DATA),)
+	$(BIN)/python benchmarks/ptq.py --data $(DATA)
+	$(BIN)/python benchmarks/accuracy.py --data $(DATA)
+endif
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
