@@ -101,7 +101,7 @@ def test_training_moves_the_weights(graph: detent.Graph, plan: detent.QuantPlan,
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     assert losses[-1] < 0.7 * losses[0]
     assert all(not torch.equal(before[name], value) for name, value in qmodel.named_parameters())
     assert torch.equal(dict(graph.module.named_parameters())["0.weight"], make_net()[0].weight)
