@@ -20,7 +20,7 @@ from detent.graph.names import LAYER, NAME, SOURCE
 from detent.graph.roles import OpRole, argument, first_argument, op_name, role_of
 from detent.graph.shapes import concrete_shape, is_float, is_tensor, value_of
 from detent.graph.signature import BatchSpec, InputSpec
-from detent.graph.tensors import add_tensor, drop_unused_tensors, read_attribute, read_tensor
+from detent.graph.tensors import clone_module, copy_module, drop_unused_tensors, read_attribute, read_tensor
 
 __all__ = ["Graph", "GraphNode"]
 
@@ -229,28 +229,10 @@ class Graph:
 
     def copy(self) -> Graph:
         """A graph with its own nodes and notes that shares all tensors with this one."""
-        graph = fx.Graph()
-        # The codegen is shared: it is never edited, and it says how the user's arguments become placeholders.
-        graph.set_codegen(self.module.graph._codegen)
-        renamed: dict[fx.Node, fx.Node] = {}
-        for node in self.module.graph.nodes:
-            renamed[node] = graph.node_copy(node, renamed.__getitem__)
-        module = fx.GraphModule(self.module, graph)
-        return Graph(module, inputs=self.inputs, batch=self.batch, notes=self.notes)
+        return Graph(copy_module(self.module), inputs=self.inputs, batch=self.batch, notes=self.notes)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Graph:
-        twin = self.copy()
-        cloned: dict[int, torch.Tensor] = {}
-        tensors = [
-            *twin.module.named_parameters(remove_duplicate=False),
-            *twin.module.named_buffers(remove_duplicate=False),
-        ]
-        for path, tensor in tensors:
-            # Tied tensors stay tied.
-            if id(tensor) not in cloned:
-                cloned[id(tensor)] = tensor.detach().clone()
-            add_tensor(twin.module, path, cloned[id(tensor)], like=tensor)
-        return twin
+        return Graph(clone_module(self.module), inputs=self.inputs, batch=self.batch, notes=self.notes)
 
     def refresh(self) -> None:
         """After an edit of `module.graph`: remove what nothing uses, recompile, forget what was derived."""

@@ -5,7 +5,16 @@ from __future__ import annotations
 import torch
 from torch import fx, nn
 
-__all__ = ["add_tensor", "drop_unused_tensors", "free_path", "move_tensor", "read_attribute", "read_tensor"]
+__all__ = [
+    "add_tensor",
+    "clone_module",
+    "copy_module",
+    "drop_unused_tensors",
+    "free_path",
+    "move_tensor",
+    "read_attribute",
+    "read_tensor",
+]
 
 
 def read_attribute(module: nn.Module, path: str) -> object:
@@ -41,6 +50,29 @@ def add_tensor(module: nn.Module, path: str, tensor: torch.Tensor, *, like: torc
         owner.register_parameter(leaf, nn.Parameter(tensor, requires_grad=like.requires_grad))
     else:
         owner.register_buffer(leaf, tensor)
+
+
+def copy_module(module: fx.GraphModule) -> fx.GraphModule:
+    """A graph module with nodes of its own that shares all tensors with `module`."""
+    graph = fx.Graph()
+    # The codegen is shared: it is never edited, and it says how the user's arguments become placeholders.
+    graph.set_codegen(module.graph._codegen)
+    renamed: dict[fx.Node, fx.Node] = {}
+    for node in module.graph.nodes:
+        renamed[node] = graph.node_copy(node, renamed.__getitem__)
+    return fx.GraphModule(module, graph)
+
+
+def clone_module(module: fx.GraphModule) -> fx.GraphModule:
+    """A graph module that shares nothing with `module`; tied tensors stay tied."""
+    twin = copy_module(module)
+    cloned: dict[int, torch.Tensor] = {}
+    named = [*twin.named_parameters(remove_duplicate=False), *twin.named_buffers(remove_duplicate=False)]
+    for path, tensor in named:
+        if id(tensor) not in cloned:
+            cloned[id(tensor)] = tensor.detach().clone()
+        add_tensor(twin, path, cloned[id(tensor)], like=tensor)
+    return twin
 
 
 def move_tensor(module: fx.GraphModule, source: str, path: str) -> None:

@@ -9,7 +9,6 @@ import numpy.typing as npt
 import torch
 from torch import fx
 
-import detent.graph.operators
 from detent.errors import ConfigError
 from detent.graph import Graph, GraphNode
 from detent.graph.placement import WeightPoint, place

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from rich.table import Table
 from torch import fx, nn
 
 from detent.graph import InputSpec
+from detent.graph.tensors import clone_module
 from detent.records.grid import Grid
 from detent.records.plan import QuantPlan, TensorPlan
 
@@ -56,6 +58,19 @@ class QuantizedModel(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the quantized network; takes and returns what the float model does."""
         return self.graph_module(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> QuantizedModel:
+        # Torch's own deep copy of a captured graph warns about torch's own internals.
+        twin = QuantizedModel(
+            clone_module(self.graph_module),
+            self.plan,
+            inputs=self.inputs,
+            outputs=self.output_names,
+            dynamic_batch=self.dynamic_batch,
+            notes=list(self.notes),
+            preprocessing=copy.deepcopy(self.preprocessing),
+        )
+        return twin.train(self.training)
 
     @property
     def input_names(self) -> tuple[str, ...]:

@@ -63,6 +63,11 @@ def _tensors(batch: Any) -> Any:
         return {name: _tensors(part) for name, part in batch.items()}
     if isinstance(batch, tuple | list):
         return tuple(_tensors(part) for part in batch)
+    if not isinstance(batch, torch.Tensor):
+        raise CalibrationError(
+            f"the first batch holds a {type(batch).__name__}, not a tensor or an array",
+            remedy="give batches as tensors or NumPy arrays, or tuples or dicts of them",
+        )
     return batch
 
 

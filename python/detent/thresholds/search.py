@@ -12,8 +12,8 @@ import numpy as np
 from detent.config import QuantizationConfig
 from detent.errors import CalibrationError
 from detent.graph import Graph
-from detent.graph.tensors import read_tensor
 from detent.graph.placement import ActivationPoint, Placement, WeightPoint
+from detent.graph.tensors import read_tensor
 from detent.kernels.histogram_search import HistogramSearch, search_histogram
 from detent.kernels.statistics import StatisticsAccumulator
 from detent.kernels.weight_search import search_weights as search_kernel
