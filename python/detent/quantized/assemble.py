@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import fx
 
+import detent.graph.operators  # noqa: F401  (registers torch.ops.detent)
 from detent.errors import ConfigError
 from detent.graph import Graph, GraphNode
 from detent.graph.placement import WeightPoint, place
