@@ -13,6 +13,7 @@ import detent.graph.operators  # noqa: F401  (registers torch.ops.detent)
 from detent.errors import ConfigError
 from detent.graph import Graph, GraphNode
 from detent.graph.placement import WeightPoint, place
+from detent.graph.tensors import clone_module, copy_module
 from detent.kernels.quantize import lut_quantize, quantize
 from detent.quantized.check import check_plan
 from detent.quantized.editor import GraphEditor
@@ -75,8 +76,8 @@ class _Assembly:
         module = self.graph.module
         module.graph.eliminate_dead_code()
         module.graph.lint()
-        # A fresh module keeps only the tensors that the graph still reads.
-        return fx.GraphModule(module, module.graph)
+        # A fresh module keeps only the tensors that the graph still reads. What training writes into must be its own.
+        return clone_module(module) if self.trainable else copy_module(module)
 
     def quantize_kernel(self, point: WeightPoint, users: Iterable[GraphNode]) -> None:
         """Replace a kernel by its codes, for all operations that share it."""
