@@ -26,6 +26,7 @@ import torch
 
 import detent
 from detent import _core
+from detent.pipeline import values_to_observe
 from harness import Row, compare, print_rows, time_in_turns, write_section
 from networks import NETWORKS, add_data_option, load_zoo
 
@@ -35,7 +36,7 @@ MEMORY_SAMPLES = (512, 4096)
 
 def quantize(graph: detent.Graph, batches: Any) -> detent.QuantizedModel:
     """What is timed: everything after capture."""
-    stats = detent.calibrate(graph, batches, progress=False)
+    stats = detent.calibrate(graph, batches, progress=False, values=values_to_observe(graph, TARGET))
     return detent.apply(graph, detent.plan(graph, stats, target=TARGET))
 
 

@@ -114,17 +114,3 @@ def tensor_error(
     weights: _Array | None,
     axis: int | None,
 ) -> npt.NDArray[np.float64]: ...
-# bind_weight_search.cpp
-def search_weights(
-    w: npt.NDArray[Any],
-    bits: list[int],
-    grid: str,
-    metric: str,
-    p: float,
-    axis: int | None,
-    group_size: int | None,
-    weights: npt.NDArray[Any] | None,
-    narrow_range: bool,
-    min_threshold: float,
-    exact: bool,
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None, npt.NDArray[np.float64]]: ...

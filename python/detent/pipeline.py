@@ -25,7 +25,7 @@ from detent.targets import load_target
 from detent.thresholds import make_room_for_biases, search_activations, search_weights
 from detent.transforms import fold_batch_norm
 
-__all__ = ["apply", "calibrate", "capture", "plan", "quantize"]
+__all__ = ["apply", "calibrate", "capture", "plan", "quantize", "values_to_observe"]
 
 
 def capture(
@@ -91,6 +91,16 @@ def plan(
     )
 
 
+def values_to_observe(graph: Graph, target: str | Path) -> tuple[str, ...]:
+    """Names of the values whose statistics `plan` needs for one target; `calibrate` takes them as `values`.
+
+    Observing everything serves all targets; observing less is faster when only one is wanted.
+    """
+    points = place(graph, load_target(target)).activations.values()
+    needed = [member for point in points if not point.constant for member in point.members]
+    return tuple(dict.fromkeys(needed))
+
+
 def apply(graph: Graph, plan: QuantPlan, *, trainable: bool = False) -> QuantizedModel:
     """Model + plan = quantized model.
 
@@ -134,5 +144,5 @@ def quantize(
     load_target(target)
     example, data = first_batch(data, model)
     graph = capture(model, example)
-    stats = calibrate(graph, data, progress=progress)
+    stats = calibrate(graph, data, progress=progress, values=values_to_observe(graph, target))
     return apply(graph, plan(graph, stats, target=target, config=settings))

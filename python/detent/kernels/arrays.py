@@ -39,4 +39,4 @@ def as_array(x: ArrayLike, name: str = "x") -> npt.NDArray[Any]:
         raise TypeError(f"{name} is not on the CPU; move it there first, e.g. {name}.cpu()")
     if getattr(x, "requires_grad", False):
         raise TypeError(f"{name} requires grad; pass {name}.detach()")
-    return np.from_dlpack(x)  # type: ignore[arg-type]
+    return np.from_dlpack(x)

@@ -135,7 +135,9 @@ class Grid:
     def scale(self) -> FloatVector:
         """Step of the grid, float32 `[n]` (for lut: threshold / 128)."""
         if self.threshold is not None:
-            return self.threshold / np.float32(LUT_STEPS if self.kind == "lut" else 1 << (self.bits - self.signed))
+            steps = LUT_STEPS if self.kind == "lut" else 1 << (self.bits - self.signed)
+            scale: FloatVector = self.threshold / np.float32(steps)
+            return scale
         return self._uniform[0]
 
     @cached_property

@@ -75,12 +75,12 @@ class TensorPlan:
             raise ConfigError("an entry needs a `grid` object, `same_as`, or to be 'float'", where=where)
         try:
             grid = Grid.from_dict(data["grid"])
-        except ConfigError as error:
-            raise _at(error, where) from None
-        except TypeError as error:
-            raise ConfigError(f"the grid has a value of the wrong type: {error}", where=where) from None
+        except ConfigError as reason:
+            raise _at(reason, where) from None
+        except TypeError as reason:
+            raise ConfigError(f"the grid has a value of the wrong type: {reason}", where=where) from None
         error = data.get("error")
-        if error is not None and (isinstance(error, bool) or not isinstance(error, (int, float))):
+        if error is not None and (isinstance(error, bool) or not isinstance(error, int | float)):
             raise ConfigError(f"`error` must be a number, got {error!r}", where=where)
         bias_bits = data.get("bias_bits")
         if bias_bits not in (None, 32):

@@ -63,15 +63,15 @@ def tensor_error(
 
 def in_memory_order(terms: Sums, x: FloatArray, axis: int | None) -> Sums:
     """`terms` as `[outer, channels, inner]`, elements in the order in which those of `x` lie in memory."""
-    if axis is None:
-        return terms.transpose(_memory_axes(x)).reshape(1, 1, -1)
+    if axis is None or x.shape[axis % x.ndim] == 1:
+        flat: Sums = terms.transpose(_memory_axes(x)).reshape(1, 1, -1)
+        return flat
     axis %= x.ndim
-    if x.shape[axis] == 1:
-        return terms.transpose(_memory_axes(x)).reshape(1, 1, -1)
     axes = _memory_axes(x)
     place = axes.index(axis)
     outer = math.prod(x.shape[a] for a in axes[:place])
-    return terms.transpose(axes).reshape(outer, x.shape[axis], math.prod(x.shape[a] for a in axes[place + 1 :]))
+    split: Sums = terms.transpose(axes).reshape(outer, x.shape[axis], math.prod(x.shape[a] for a in axes[place + 1 :]))
+    return split
 
 
 def _memory_axes(x: FloatArray) -> list[int]:
