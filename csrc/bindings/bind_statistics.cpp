@@ -63,7 +63,11 @@ class Accumulator {
     require(tally_.channels.empty() || static_cast<int64_t>(tally_.channels.size()) == layout.channels, "x has ",
             layout.channels, " channels on axis ", channel_axis_.value_or(0), ", earlier updates had ",
             tally_.channels.size());
-    tally_.merge(collect(values, layout, channel_axis_.has_value(), tally_.histogram.exponent()));
+    // Merged only once all is read: an update that fails changes nothing.
+    for (const Tally& share : collect(values, layout, channel_axis_.has_value(), tally_.histogram.exponent())) {
+      tally_.merge(share);
+    }
+    tally_.samples += layout.samples;
   }
 
   void merge(const Accumulator& other) {

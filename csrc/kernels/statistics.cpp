@@ -190,44 +190,47 @@ int64_t flush(uint16_t* tables, int64_t* counts) {
 }
 
 RunSummary sum_run(const float* x, int64_t n) {
-  Lanes lanes;
-  for (int l = 0; l < kSumLanes; ++l) {
-    lanes.sum[l] = 0.0;
-    lanes.minimum[l] = __builtin_inff();
-    lanes.maximum[l] = -__builtin_inff();
-  }
-  const int64_t whole = n - n % kSumLanes;
   Doubles sum[kDoubleVectors] = {};
   Floats least[kFloatVectors], greatest[kFloatVectors];
-  std::memcpy(least, lanes.minimum, sizeof(least));
-  std::memcpy(greatest, lanes.maximum, sizeof(greatest));
-  for (int64_t i = 0; i < whole; i += kSumLanes) {
+  for (int k = 0; k < kFloatVectors; ++k) {
+    least[k] = Floats{} + __builtin_inff();
+    greatest[k] = Floats{} - __builtin_inff();
+  }
+  const auto add = [&](const float* values, const float* terms) {
 #pragma GCC unroll 16
     for (int k = 0; k < kFloatVectors; ++k) {
-      const Floats value = simd::load(x + i + k * simd::kFloats);
+      const Floats value = simd::load(values + k * simd::kFloats);
       least[k] = simd::minimum(value, least[k]);
       greatest[k] = simd::maximum(value, greatest[k]);
     }
 #pragma GCC unroll 16
-    for (int k = 0; k < kDoubleVectors; ++k) sum[k] += simd::load_widened(x + i + k * simd::kDoubles);
-  }
-  std::memcpy(lanes.sum, sum, sizeof(sum));
-  std::memcpy(lanes.minimum, least, sizeof(least));
-  std::memcpy(lanes.maximum, greatest, sizeof(greatest));
-  for (int64_t i = whole; i < n; ++i) {
-    const int64_t l = i - whole;
-    lanes.sum[l] += static_cast<double>(x[i]);
-    lanes.minimum[l] = x[i] < lanes.minimum[l] ? x[i] : lanes.minimum[l];
-    lanes.maximum[l] = x[i] > lanes.maximum[l] ? x[i] : lanes.maximum[l];
-  }
-  for (int half = kSumLanes / 2; half > 0; half /= 2) {
-    for (int l = 0; l < half; ++l) {
-      lanes.sum[l] += lanes.sum[l + half];
-      lanes.minimum[l] = lanes.minimum[l + half] < lanes.minimum[l] ? lanes.minimum[l + half] : lanes.minimum[l];
-      lanes.maximum[l] = lanes.maximum[l + half] > lanes.maximum[l] ? lanes.maximum[l + half] : lanes.maximum[l];
+    for (int k = 0; k < kDoubleVectors; ++k) sum[k] += simd::load_widened(terms + k * simd::kDoubles);
+  };
+  const int64_t whole = n - n % kSumLanes;
+  for (int64_t i = 0; i < whole; i += kSumLanes) add(x + i, x + i);
+  if (whole < n) {
+    float values[kSumLanes], terms[kSumLanes];
+    for (int l = 0; l < kSumLanes; ++l) {
+      const bool present = whole + l < n;
+      values[l] = present ? x[whole + l] : __builtin_nanf("");  // no extreme
+      terms[l] = present ? x[whole + l] : 0.0f;
     }
+    add(values, terms);
   }
-  return {lanes.sum[0], lanes.minimum[0], lanes.maximum[0]};
+  // Distances of 8, 4, ... lanes are distances of vectors while there are several.
+  for (int half = kDoubleVectors / 2; half > 0; half /= 2) {
+    for (int k = 0; k < half; ++k) sum[k] += sum[k + half];
+  }
+  double lanes[simd::kDoubles];
+  std::memcpy(lanes, sum, sizeof(lanes));
+  for (int half = simd::kDoubles / 2; half > 0; half /= 2) {
+    for (int l = 0; l < half; ++l) lanes[l] += lanes[l + half];
+  }
+  for (int k = 1; k < kFloatVectors; ++k) {
+    least[0] = simd::minimum(least[k], least[0]);
+    greatest[0] = simd::maximum(greatest[k], greatest[0]);
+  }
+  return {lanes[0], simd::least(least[0]), simd::greatest(greatest[0])};
 }
 
 void sum_rows(const float* x, int64_t n, int64_t phase, int64_t period, double* sum, float* minimum, float* maximum) {

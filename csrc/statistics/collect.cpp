@@ -6,6 +6,7 @@
 #include <cmath>
 #include <mutex>
 #include <optional>
+#include <utility>
 
 #include "support/check.h"
 #include "support/float_mode.h"
@@ -17,8 +18,7 @@ namespace {
 constexpr int64_t kWorthAThread = 65536;  // values
 constexpr int64_t kStrips = 8;
 
-// slice(begin, end) for each thread's share of the stretches: a thread keeps tables of its own for all of them. What it
-// gathers is merged under a lock; the order does not matter.
+// slice(begin, end) for each thread's share of the stretches: a thread keeps tables of its own for all of them.
 template <class Slice>
 void for_each_slice(const SampleLayout& layout, const Slice& slice) {
   const int64_t size = layout.sample_size();
@@ -47,12 +47,12 @@ void for_each_run(const float* x, const SampleLayout& layout, int64_t task, cons
 
 }  // namespace
 
-Tally collect(const float* x, const SampleLayout& layout, bool per_channel, int exponent) {
-  Tally total;
-  std::mutex merging;
+std::vector<Tally> collect(const float* x, const SampleLayout& layout, bool per_channel, int exponent) {
+  std::vector<Tally> shares;
+  std::mutex adding;
   for_each_slice(layout, [&](int64_t begin, int64_t end) {
-    Tally tally;
-    RunReader reader(tally, exponent);
+    Tally tally(exponent);
+    RunReader reader(tally);
     std::optional<ChannelReader> channels;
     if (per_channel) channels.emplace(tally.channels, layout);
     for (int64_t task = begin; task < end; ++task) {
@@ -63,11 +63,10 @@ Tally collect(const float* x, const SampleLayout& layout, bool per_channel, int 
       if (channels) channels->finish();
     }
     reader.finish();
-    const std::lock_guard<std::mutex> lock(merging);
-    total.merge(tally);
+    const std::lock_guard<std::mutex> lock(adding);
+    shares.push_back(std::move(tally));
   });
-  total.samples = layout.samples;
-  return total;
+  return shares;
 }
 
 std::vector<ChannelTally> collect_channels(const float* x, const SampleLayout& layout) {

@@ -20,8 +20,9 @@
 
 namespace detent {
 
-// `exponent` is that of the histogram the tally will be merged into; starting there saves widening.
-Tally collect(const float* x, const SampleLayout& layout, bool per_channel, int exponent);
+// One tally per thread used, to be merged in any order. `exponent`: that of the histogram they will be merged into;
+// starting there saves widening.
+std::vector<Tally> collect(const float* x, const SampleLayout& layout, bool per_channel, int exponent);
 
 // Least and greatest value, exact sum and number of NaN and infinities of each channel; the same sums as collect's.
 std::vector<ChannelTally> collect_channels(const float* x, const SampleLayout& layout);

@@ -19,10 +19,26 @@ double add_pairwise(double* lanes) {
   return lanes[0];
 }
 
+// Of the finite values.
+float greatest_magnitude(const float* x, int64_t n) {
+  float greatest = 0.0f;
+  for (int64_t i = 0; i < n; ++i) {
+    const float magnitude = std::fabs(x[i]);
+    if (magnitude > greatest && magnitude < kInfinity) greatest = magnitude;
+  }
+  return greatest;
+}
+
+// Kept between readers: the calling thread would otherwise get fresh pages from the system for every small tensor.
+std::vector<uint16_t>& thread_tables() {
+  static thread_local std::vector<uint16_t> tables;
+  tables.assign(size_t{kTables} * kTableStride, 0);
+  return tables;
+}
+
 }  // namespace
 
-RunReader::RunReader(Tally& tally, int exponent) : tally_(tally), tables_(size_t{kTables} * kTableStride) {
-  tally_.histogram.widen(exponent);
+RunReader::RunReader(Tally& tally) : tally_(tally), tables_(thread_tables()) {
   scale_ = tally_.histogram.scale();
   std::fill_n(lanes_.minimum, kSumLanes, kInfinity);
   std::fill_n(lanes_.maximum, kSumLanes, -kInfinity);
@@ -53,15 +69,11 @@ int64_t RunReader::accumulate(const float* x, int64_t n) {
 }
 
 void RunReader::widen_for(const float* x, int64_t n) {
-  float magnitude = 0.0f;
-  for (int64_t i = 0; i < n; ++i) {
-    const float candidate = std::fabs(x[i]);
-    if (candidate > magnitude && candidate < kInfinity) magnitude = candidate;
-  }
-  const int exponent = Histogram::exponent_for(magnitude);
-  if (exponent <= tally_.histogram.exponent()) return;
+  // Once it must be widened, it is widened for all of the run. A run of NaN only costs a look at each sixteen values.
+  if (Histogram::exponent_for(greatest_magnitude(x, std::min<int64_t>(n, kSumLanes))) <= tally_.histogram.exponent())
+    return;
   flush();
-  tally_.histogram.widen(exponent);
+  tally_.histogram.widen(Histogram::exponent_for(greatest_magnitude(x, n)));
   scale_ = tally_.histogram.scale();
 }
 

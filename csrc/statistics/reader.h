@@ -23,7 +23,7 @@ struct SampleLayout {
 // Everything but the channels.
 class RunReader {
  public:
-  RunReader(Tally& tally, int exponent);
+  explicit RunReader(Tally& tally);
 
   // Reads at most kRun values, one float64 sum. Returns whether all are finite.
   bool read(const float* x, int64_t n);
@@ -35,13 +35,12 @@ class RunReader {
   int64_t accumulate(const float* x, int64_t n);
   void widen_for(const float* x, int64_t n);
   void accumulate_some(const float* x, int64_t n);
-  void add_sums();
   void flush();
 
   Tally& tally_;
   BinScale scale_;
   Lanes lanes_;
-  std::vector<uint16_t> tables_;
+  std::vector<uint16_t>& tables_;
   int64_t filled_ = 0;  // no counter of the tables is above this
 };
 

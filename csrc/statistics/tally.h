@@ -19,7 +19,7 @@ class Histogram {
   static constexpr int kLowestExponent = -148 - kHistogramBits;  // holds the smallest subnormal float32
   static constexpr int kHighestExponent = 128 - kHistogramBits;
 
-  Histogram() : counts_(kHistogramBins) {}
+  explicit Histogram(int exponent = kLowestExponent) : exponent_(exponent), counts_(kHistogramBins) {}
 
   // The exponent that a tensor of this greatest magnitude has: 2^12 bins reach just beyond it.
   static int exponent_for(float magnitude);
@@ -36,7 +36,7 @@ class Histogram {
   const int64_t* counts() const { return counts_.data(); }
 
  private:
-  int exponent_ = kLowestExponent;
+  int exponent_;
   std::vector<int64_t> counts_;
 };
 
@@ -55,6 +55,8 @@ struct ChannelTally {
 };
 
 struct Tally {
+  explicit Tally(int exponent = Histogram::kLowestExponent) : histogram(exponent) {}
+
   int64_t samples = 0;
   int64_t count = 0;      // finite values
   int64_t zeros = 0;      // of these, exact zeros; the histogram has them in bin 0 like any other value

@@ -115,8 +115,8 @@ class ExactSum {
   static constexpr int64_t kDigitMask = 0xffffffff;
   static constexpr int32_t kMostWaiting = 1 << 29;  // so many digits below 2^32, twice, stay well inside an int64
 
+  int32_t waiting_ = 0;  // terms since digits were last canonical
   int64_t digits_[kDigits] = {};
-  int32_t waiting_ = 0;
 };
 
 }  // namespace detent

@@ -11,6 +11,7 @@
 #pragma GCC diagnostic push
 // GCC before 13 takes the deliberately undefined operands inside its own AVX-512 header for mistakes.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
 #pragma GCC diagnostic pop
 #endif
@@ -43,6 +44,8 @@ inline Doubles load_widened(const float* x) { return (Doubles)_mm512_cvtps_pd(_m
 // These keep the second argument where the first is NaN.
 inline Floats minimum(Floats x, Floats kept) { return (Floats)_mm512_min_ps((__m512)x, (__m512)kept); }
 inline Floats maximum(Floats x, Floats kept) { return (Floats)_mm512_max_ps((__m512)x, (__m512)kept); }
+inline float least(Floats x) { return _mm512_reduce_min_ps((__m512)x); }
+inline float greatest(Floats x) { return _mm512_reduce_max_ps((__m512)x); }
 inline Ints truncate(Floats x) { return (Ints)_mm512_cvttps_epi32((__m512)x); }
 inline Ints floor_to_int(Floats x) {
   return (Ints)_mm512_cvt_roundps_epi32((__m512)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
@@ -85,6 +88,20 @@ inline Ints floor_to_int(Floats x) {
 }
 inline Ints add_where_zero(Ints base, Floats x, Ints extra) { return base + ((x == 0.0f) & extra); }
 
+#endif
+
+#if !defined(__AVX512F__)
+// Of a vector without NaN.
+inline float least(Floats x) {
+  float found = x[0];
+  for (int l = 1; l < kFloats; ++l) found = x[l] < found ? x[l] : found;
+  return found;
+}
+inline float greatest(Floats x) {
+  float found = x[0];
+  for (int l = 1; l < kFloats; ++l) found = x[l] > found ? x[l] : found;
+  return found;
+}
 #endif
 
 }  // namespace detent::DETENT_ISA::simd
