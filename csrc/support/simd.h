@@ -73,7 +73,9 @@ inline Floats minimum(Floats x, Floats kept) { return x < kept ? x : kept; }
 inline Floats maximum(Floats x, Floats kept) { return x > kept ? x : kept; }
 #if defined(__x86_64__)
 inline Doubles load_widened(const float* x) {
-  return (Doubles)_mm_cvtps_pd(_mm_castpd_ps(_mm_load_sd(reinterpret_cast<const double*>(x))));
+  double both;
+  __builtin_memcpy(&both, x, sizeof(both));
+  return (Doubles)_mm_cvtps_pd(_mm_castpd_ps(_mm_set_sd(both)));
 }
 inline Ints truncate(Floats x) { return (Ints)_mm_cvttps_epi32((__m128)x); }
 inline bool all_true(Ints mask) { return _mm_movemask_ps((__m128)mask) == 0xf; }
