@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from detent import _core
 from detent.kernels import statistics
 from detent.kernels.reference import statistics as twin
 from tests.cases import FLOATS, GAPS, LAYOUTS, NONFINITE, SHAPES, SIZES, all_floats, awkward, samples
@@ -173,6 +174,25 @@ def test_sums_are_rounded_once() -> None:
         accumulator.update(np.ascontiguousarray(terms))
         assert accumulator.sum == math.fsum(terms.ravel().astype(np.float64))
         assert accumulator.channel_mean[0] * len(terms) == pytest.approx(accumulator.sum)
+
+
+def test_exact_sums_round_to_nearest_even() -> None:
+    rng = np.random.default_rng(0)
+    totals = [0, 1, -1, 1 << 700, -(1 << 700)]
+    for bits in (10, 53, 54, 55, 90, 96, 97, 300):
+        for shift in (0, 31, 32, 200):
+            lead = int(rng.integers(1 << 52, 1 << 53)) << bits
+            half = 1 << max(0, bits - 1)
+            for rest in (0, half, half - 1, half + 1, 1):
+                totals += [(lead + rest) << shift, -((lead + rest) << shift), ((lead | 1 << bits) + rest) << shift]
+    digits = np.array(
+        [[total >> 32 * i & 0xFFFFFFFF for i in range(21)] + [total >> 672] for total in totals], np.int64
+    )
+    expected = np.array([total / (1 << 352) for total in totals])
+    assert_same_bits(_core.exact_values(digits), expected)
+    for digit in (-1, 1 << 32):
+        with pytest.raises(ValueError, match="digit 3 of an exact sum is out of range"):
+            _core.exact_values(np.array([[0, 0, 0, digit] + [0] * 18], np.int64))
 
 
 def test_subnormals_count_in_every_mode() -> None:
