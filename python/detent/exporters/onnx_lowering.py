@@ -80,8 +80,8 @@ def _transposed(graph: OnnxGraph, node: Any, perm: list[int], output: str) -> An
     codes = graph.array(node.input[0])
     assert codes is not None
     attributes = _attributes(node)
-    axis = attributes.get("axis")
-    if axis is not None:
+    if "axis" in attributes:
+        axis = attributes["axis"] % codes.ndim
         if attributes.get("group_size") is not None:
             attributes["group_axis"] = perm.index(_group_axis(axis))
         attributes["axis"] = perm.index(axis)
