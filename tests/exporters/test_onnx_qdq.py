@@ -26,6 +26,7 @@ from tests.exporters.networks import Attention, Residual, TiedWeights
 from torch import nn
 
 from detent.exporters import export, export_onnx, verify_onnx
+from detent.records.grid import Grid
 
 
 def images(count: int = 32) -> torch.Tensor:
@@ -122,6 +123,30 @@ def test_sixteen_and_four_bits_take_opset_21(residual: nn.Module, tmp_path: Path
     assert len(initializers(path)["stem.weight_codes"].raw_data) == 16 * 3 * 9 // 2
     for optimize in (False, True):
         assert verify_onnx(path, qmodel, 3.0 * images(), optimize=optimize).largest_steps <= 1.0
+
+
+def test_quantizers_with_equal_numbers_are_kept_apart(tmp_path: Path) -> None:
+    """Torch's exporter merges equal tensors: scales that agree must not make two values or widths one."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    for layer in (model[0], model[2]):
+        nn.init.uniform_(layer.weight, 0.9, 1.0)  # one threshold for both kernels: 1
+    data = torch.rand(8, 4)
+    data[0] = 1.0
+    weights = {
+        "0": power_of_two(8, signed=True),
+        "2": lambda value: Grid(kind="power_of_two", bits=4, signed=True, threshold=[0.0625]),  # the same step
+    }
+    qmodel = quantize_by_hand(
+        model,
+        data,
+        activations=lambda value: Grid(kind="power_of_two", bits=8, signed=True, threshold=[4.0]),
+        weights=mixed(keep_float, weights),
+    )
+    path = export_onnx(qmodel, tmp_path / "model.onnx")
+    names = {name for node in onnx.load(path).graph.node for name in node.output}
+    assert {f"{name}_quantized" for name in qmodel.plan.activations} <= names
+    assert kinds(path) == {TensorProto.INT8: 1, TensorProto.INT4: 1, TensorProto.INT32: 2}
+    assert verify_onnx(path, qmodel, data).largest_steps == 0.0
 
 
 def test_scales_per_group_become_blocks(tmp_path: Path) -> None:

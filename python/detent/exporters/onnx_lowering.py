@@ -7,7 +7,7 @@ code: rounding a clipped value gives the same code as clipping the rounded one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -18,7 +18,7 @@ from detent.exporters.onnx_graph import OnnxGraph
 from detent.exporters.onnx_tagging import Quantizer
 from detent.exporters.onnx_torch import DOMAIN
 
-__all__ = ["fold_weight_transposes", "lower_quantizers"]
+__all__ = ["fold_weight_transposes", "lower_quantizers", "tag_of"]
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[Any]
@@ -34,8 +34,8 @@ _LIMITS: Final = {
 }
 
 
-def lower_quantizers(graph: OnnxGraph, quantizers: Mapping[str, Quantizer]) -> None:
-    """Replace every opaque quantizer; each is found in `quantizers` by the name of its scale initializer.
+def lower_quantizers(graph: OnnxGraph, quantizers: Sequence[Quantizer]) -> None:
+    """Replace every opaque quantizer; each is found in `quantizers` by its tag.
 
     Raises:
         ExportError: a quantizer that ONNX cannot express; the error names the value.
@@ -44,10 +44,15 @@ def lower_quantizers(graph: OnnxGraph, quantizers: Mapping[str, Quantizer]) -> N
     lowered: list[Any] = []
     for node in graph.nodes:
         if node.domain == DOMAIN:
-            lowered.extend(rules[node.op_type](graph, node, quantizers[node.input[1]]))
+            lowered.extend(rules[node.op_type](graph, node, quantizers[tag_of(node)]))
         else:
             lowered.append(node)
     graph.nodes = lowered
+
+
+def tag_of(node: Any) -> int:
+    """Number of an opaque quantizer in `Tagged.quantizers`."""
+    return int(_attributes(node)["tag"])
 
 
 def fold_weight_transposes(graph: OnnxGraph) -> None:

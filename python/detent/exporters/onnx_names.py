@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from detent.errors import ExportError
 from detent.exporters.onnx_graph import OnnxGraph
+from detent.exporters.onnx_lowering import tag_of
 from detent.exporters.onnx_tagging import Quantizer
 from detent.exporters.onnx_torch import DOMAIN
 
@@ -14,7 +15,7 @@ __all__ = ["name_batch_axis", "name_values", "strip_leftovers"]
 
 
 def name_values(
-    graph: OnnxGraph, quantizers: Mapping[str, Quantizer], input_names: Sequence[str], output_names: Sequence[str]
+    graph: OnnxGraph, quantizers: Sequence[Quantizer], input_names: Sequence[str], output_names: Sequence[str]
 ) -> None:
     """Give inputs, outputs and quantized values detent's names; call before the quantizers are lowered.
 
@@ -35,18 +36,18 @@ def name_values(
             names.add(old, new)
     opaque = [node for node in graph.nodes if node.domain == DOMAIN]
     for node in opaque:
-        quantizer = quantizers[node.input[1]]
+        quantizer = quantizers[tag_of(node)]
         if node.op_type == "FakeQuantize":
             taken = quantizer.name in output_names
             names.add(node.input[0], f"{quantizer.name}_float" if taken else quantizer.name)
         names.add(node.output[0], f"{quantizer.name}_dequantized")
     for node in opaque:
-        for name in (node.input[0], node.input[2]):
+        for name in node.input:
             if name in graph.initializers:
                 names.add(name, f"{DOMAIN}::{name}")  # replaced by typed constants, which get the good name
     for node in graph.all_nodes():
         for name in (*node.output, *node.input):
-            if name and name not in quantizers:
+            if name:
                 names.add(name, name)
     graph.rename(names.chosen)
 

@@ -1,9 +1,13 @@
-"""Tagging: giving each quantizer of a torch graph an identity that survives the export to ONNX."""
+"""Tagging: giving each quantizer of a torch graph an identity that survives the export to ONNX.
+
+Exporters merge tensors of equal content and rename nodes, so neither tells quantizers apart afterwards. Each is
+replaced by a private operator with the same arguments and a number, which becomes an attribute of the ONNX node.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -11,15 +15,32 @@ import numpy as np
 import torch
 from torch import fx
 
+import detent.graph.operators  # noqa: F401  (registers torch.ops.detent)
 from detent.errors import ExportError
 from detent.exporters.subject import ExportableModel
 from detent.graph.names import NAME, SOURCE
 from detent.kernels.quantize import lut_quantize, quantize
 from detent.records.plan import QuantPlan
 
-__all__ = ["Quantizer", "Tagged", "describe_place", "least_opset", "tag_quantizers"]
+__all__ = ["TAGGED", "Quantizer", "Tagged", "describe_place", "least_opset", "tag_quantizers"]
 
 _QUANTIZERS: Final = ("fake_quantize", "dequantize", "lut_fake_quantize", "lut_dequantize")
+
+_library: Any = torch.library  # without annotations in torch
+_LIBRARY: Final = _library.Library("detent_export", "DEF")
+
+
+def _define_tagged(name: str) -> Any:
+    """Register the tagged form of a `torch.ops.detent` operator; it is traced and never run."""
+    schema = str(getattr(torch.ops.detent, name).default._schema)
+    arguments = schema[schema.index("(") + 1 : schema.rindex(") ->")]
+    _LIBRARY.define(f"{name}({arguments}, *, int tag) -> Tensor")
+    _LIBRARY.impl(name, lambda x, *_, **__: torch.empty_like(x, dtype=torch.float32), "Meta")
+    return getattr(torch.ops.detent_export, name).default
+
+
+TAGGED: Final = {name: _define_tagged(name) for name in ("fake_quantize", "dequantize", "lut_dequantize")}
+"""Operator name to its tagged form."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,43 +60,35 @@ class Quantizer:
 
 @dataclass(frozen=True, kw_only=True)
 class Tagged:
-    """A module whose quantizers each own a scale buffer, and what each of them is, by that buffer's name."""
+    """A module of tagged quantizers, and what each of them is, by its tag."""
 
     module: fx.GraphModule
-    quantizers: Mapping[str, Quantizer]
+    quantizers: Sequence[Quantizer]
 
 
 def tag_quantizers(qmodel: ExportableModel) -> Tagged:
-    """Give every quantizer a scale buffer of its own, whose name survives the export and identifies it.
-
-    The model is left as it is; tensors other than scales are shared with it.
+    """Copy the model's graph with a tag on every quantizer; the model is left as it is and shares its tensors.
 
     Raises:
-        ExportError: a quantizer whose scale is computed, or one that ONNX cannot express.
+        ExportError: a quantizer that ONNX cannot express, or a model that is not on the CPU.
     """
     module = _flat_copy(qmodel.graph_module)
     graph = module.graph
-    quantizers: dict[str, Quantizer] = {}
-    for node in list(graph.nodes):
-        if _quantizer_name(node) is None:
+    quantizers: list[Quantizer] = []
+    for found in list(graph.nodes):
+        if _quantizer_name(found) is None:
             continue
-        scale = _argument(node, 1, "scale")
-        if not isinstance(scale, fx.Node) or scale.op != "get_attr":
-            raise ExportError("the scale of a quantizer is not a stored tensor", where=describe_place(node))
-        buffer = f"quantizer_{len(quantizers)}"
-        module.register_buffer(buffer, _attribute(module, scale).clone())
-        with graph.inserting_before(node):
-            own = graph.get_attr(buffer)
-        own.meta = dict(scale.meta)
-        node.replace_input_with(scale, own)
-        node = _with_stored_codes(module, node)
-        if _quantizer_name(node) == "lut_fake_quantize":
+        node = _with_stored_codes(module, found)
+        operator = _quantizer_name(node)
+        if operator not in TAGGED:
             raise ExportError(
                 "ONNX has no operator for activations on a codebook grid",
                 where=describe_place(node),
                 remedy="give this activation a uniform, symmetric or power_of_two grid",
             )
-        quantizers[buffer] = _describe(node, module, qmodel.plan)
+        quantizers.append(_describe(node, module, qmodel.plan))
+        node.target = TAGGED[operator]
+        node.kwargs = {**node.kwargs, "tag": len(quantizers) - 1}
     graph.eliminate_dead_code()
     graph.lint()
     module.recompile()
@@ -131,7 +144,7 @@ def _quantizer_name(node: fx.Node) -> str | None:
     if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
         return None
     namespace, _, name = node.target._schema.name.partition("::")
-    return name if namespace == "detent" and name in _QUANTIZERS else None
+    return name if namespace in ("detent", "detent_export") and name in _QUANTIZERS else None
 
 
 def _argument(node: fx.Node, position: int, name: str) -> Any:
@@ -181,7 +194,7 @@ def least_opset(tagged: Tagged) -> tuple[int, str]:
         operator = _quantizer_name(node)
         if operator is None:
             continue
-        quantizer = tagged.quantizers[str(_argument(node, 1, "scale").target)]
+        quantizer = tagged.quantizers[int(node.kwargs["tag"])]
         if operator == "fake_quantize":
             qmin, qmax = _argument(node, 3, "qmin"), _argument(node, 4, "qmax")
             if qmin < -128 or qmax > (127 if qmin < 0 else 255):

@@ -19,7 +19,7 @@ import torch
 from torch import fx
 
 from detent.errors import ExportError
-from detent.exporters.onnx_tagging import Tagged, describe_place
+from detent.exporters.onnx_tagging import TAGGED, Tagged, describe_place
 from detent.exporters.subject import ExportableModel
 
 __all__ = ["DOMAIN", "translate"]
@@ -61,42 +61,42 @@ def _translations() -> dict[Any, Any]:
 
     domain = Opset(DOMAIN, 1)
 
-    def operator(name: str, inputs: dict[str, str], attributes: tuple[str, ...]) -> Op:
+    def operator(name: str, inputs: dict[str, str], numbers: tuple[str, ...]) -> Op:
         codes = ["tensor(int8)", "tensor(uint8)", "tensor(int16)", "tensor(uint16)", "tensor(int32)"]
         schema = OpSchema(
             name,
             DOMAIN,
             1,
             inputs=[OpSchema.FormalParameter(key, kind) for key, kind in inputs.items()],
-            outputs=[OpSchema.FormalParameter("value", "tensor(float)")],
+            outputs=[OpSchema.FormalParameter("value", real)],
             type_constraints=[("C", codes, "codes")] if "C" in inputs.values() else [],
-            attributes=[OpSchema.Attribute(key, OpSchema.AttrType.INT, "", required=False) for key in attributes],
+            attributes=[OpSchema.Attribute(key, OpSchema.AttrType.INT, "", required=False) for key in numbers],
         )
         return Op(domain, name, schema)
 
     real, whole = "tensor(float)", "tensor(int32)"
-    fake_quantize = operator(
-        "FakeQuantize", {"x": real, "scale": real, "zero_point": whole}, ("qmin", "qmax", "axis", "group_size")
-    )
-    dequantize = operator("Dequantize", {"codes": "C", "scale": real, "zero_point": whole}, ("axis", "group_size"))
-    lut_dequantize = operator("LutDequantize", {"codes": "C", "scale": real, "table": real}, ("axis", "group_size"))
+    layout = ("axis", "group_size", "tag")
+    fake_quantize = operator("FakeQuantize", {"x": real, "scale": real, "zero_point": whole}, ("qmin", "qmax", *layout))
+    dequantize = operator("Dequantize", {"codes": "C", "scale": real, "zero_point": whole}, layout)
+    lut_dequantize = operator("LutDequantize", {"codes": "C", "scale": real, "table": real}, layout)
 
-    def on_fake_quantize(
-        x: Any, scale: Any, zero_point: Any, qmin: int, qmax: int, axis: Any = None, group_size: Any = None
+    # The exporter reads parameter names and defaults off these functions.
+    def on_fake_quantize(  # type: ignore[no-untyped-def]
+        x, scale, zero_point, qmin, qmax, axis=None, group_size=None, tag=0
     ) -> Any:
-        return fake_quantize(x, scale, zero_point, qmin=qmin, qmax=qmax, axis=axis, group_size=group_size)
+        numbers = {"qmin": qmin, "qmax": qmax, "axis": axis, "group_size": group_size, "tag": tag}
+        return fake_quantize(x, scale, zero_point, **numbers)
 
-    def on_dequantize(codes: Any, scale: Any, zero_point: Any, axis: Any = None, group_size: Any = None) -> Any:
-        return dequantize(codes, scale, zero_point, axis=axis, group_size=group_size)
+    def on_dequantize(codes, scale, zero_point, axis=None, group_size=None, tag=0) -> Any:  # type: ignore[no-untyped-def]
+        return dequantize(codes, scale, zero_point, axis=axis, group_size=group_size, tag=tag)
 
-    def on_lut_dequantize(codes: Any, scale: Any, table: Any, axis: Any = None, group_size: Any = None) -> Any:
-        return lut_dequantize(codes, scale, table, axis=axis, group_size=group_size)
+    def on_lut_dequantize(codes, scale, table, axis=None, group_size=None, tag=0) -> Any:  # type: ignore[no-untyped-def]
+        return lut_dequantize(codes, scale, table, axis=axis, group_size=group_size, tag=tag)
 
-    operators = torch.ops.detent
     return {
-        operators.fake_quantize.default: on_fake_quantize,
-        operators.dequantize.default: on_dequantize,
-        operators.lut_dequantize.default: on_lut_dequantize,
+        TAGGED["fake_quantize"]: on_fake_quantize,
+        TAGGED["dequantize"]: on_dequantize,
+        TAGGED["lut_dequantize"]: on_lut_dequantize,
     }
 
 
