@@ -23,7 +23,11 @@ constexpr int kLanes = 2;
 
 typedef double Lanes __attribute__((vector_size(kLanes * 8)));
 typedef int64_t WideLanes __attribute__((vector_size(kLanes * 8)));
+#if defined(__AVX512F__)
+typedef WideLanes IndexLanes;  // AVX-512 converts between doubles and 64-bit integers
+#else
 typedef int32_t IndexLanes __attribute__((vector_size(kLanes * 4)));
+#endif
 
 static inline Lanes broadcast(double value) { return Lanes{} + value; }
 static inline Lanes load(const double* from) {
@@ -49,14 +53,14 @@ static inline Place locate(Lanes position) {
   Place place;
   place.edge = __builtin_convertvector(position, IndexLanes);
   place.fraction = position - __builtin_convertvector(place.edge, Lanes);
-  place.near = static_cast<uint32_t>(place.edge[kLanes - 1] - place.edge[0]) < kLanes;
+  place.near = static_cast<uint64_t>(place.edge[kLanes - 1] - place.edge[0]) < kLanes;
   return place;
 }
 
 static inline Lanes look_up(const double* table, const Place& place) {
 #if defined(__AVX512F__)
   if (place.near) {
-    const WideLanes offset = __builtin_convertvector(place.edge - place.edge[0], WideLanes);
+    const WideLanes offset = place.edge - place.edge[0];
     // The unmasked form trips an uninitialized-value warning inside GCC 12's own header; the code is the same.
     return (Lanes)_mm512_maskz_permutexvar_pd(0xff, (__m512i)offset, _mm512_loadu_pd(table + place.edge[0]));
   }
