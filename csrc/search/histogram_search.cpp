@@ -13,7 +13,6 @@ namespace {
 struct Tables {
   SideTables positive;
   SideTables negative;
-  double total = 0;       // mass including zeros
   double zeros = 0;       // Kullback-Leibler
   double half_count = 0;  // Kullback-Leibler
   double power = 2;
@@ -39,7 +38,6 @@ Tables open_tables(const HistogramProblem& problem, double* workspace) {
   tables.zeros = problem.zeros;
   tables.half_count = problem.half_count;
   tables.power = problem.power;
-  tables.total = tables.positive.mass[0] + tables.negative.mass[0] + problem.zeros;
   if (problem.metric == SearchMetric::kLp) fit_power(problem.power, tables.fit);
   return tables;
 }
@@ -74,10 +72,7 @@ struct Sums {
 struct ZeroCell {
   Lanes mass{}, divergence{};
   Lanes positive_power{}, negative_power{};
-};
-
-struct Outcome {
-  Lanes error{}, clipped{};
+  Lanes step_power{};  // step^p
 };
 
 // Kullback-Leibler: opens the first cell beyond the one around zero.
@@ -116,14 +111,13 @@ inline void add_level(const SideTables& side, Lanes step, double k, Sums* sums) 
   }
 }
 
-Outcome finish_divergence(const Tables& tables, const SideTables& side, Lanes step, double levels, const Sums& sums,
-                          const ZeroCell& zero_cell) {
+Lanes finish_divergence(const Tables& tables, const SideTables& side, Lanes step, double levels, const Sums& sums,
+                        const ZeroCell& zero_cell) {
   const Lanes none{};
   const WideLanes fine = step <= 1.0;
   const Place outer = locate_in(side, (levels + 0.5) * step);
   const Lanes clipped = greater(mass_at(side, outer), none);
-  Outcome outcome;
-  outcome.clipped = clipped;
+  Lanes divergence = none;
   Lanes last_mass = zero_cell.mass + tables.zeros;
   Lanes last_divergence = zero_cell.divergence;
   if (levels > 0) {
@@ -133,14 +127,13 @@ Outcome finish_divergence(const Tables& tables, const SideTables& side, Lanes st
     last_mass = greater(mass_at(side, inner) - clipped, none);
     const Lanes width = linear_at(side.occupied, inner) - linear_at(side.occupied, outer);
     last_divergence = linear_at(side.entropy, inner) - outer_entropy - mass_log(last_mass, width);
-    outcome.error = fine ? none : greater(start_entropy - outer_entropy - sums.cells, none);
+    divergence = fine ? none : greater(start_entropy - outer_entropy - sums.cells, none);
   }
   last_divergence = fine ? none : greater(last_divergence, none);
   const Lanes share = last_mass > 0.0 ? clipped / last_mass : none;
   const Lanes seen = last_mass + tables.half_count;
-  const Lanes clipping = last_divergence * share + mass_log(seen + clipped, seen);
-  outcome.error += clipped > 0.0 ? clipping : none;
-  return outcome;
+  const Lanes clipping = last_divergence * share + mass_log(seen + clipped, seen) - clipped;
+  return divergence + (clipped > 0.0 ? clipping : none);
 }
 
 // General power: sum of (|x - Q(x)| / step)^p between the first boundary and the outermost level, by the fit.
@@ -166,8 +159,8 @@ Lanes fitted_cells(const Tables& tables, const SideTables& side, Lanes step, con
 
 // The error of one side with `levels` levels, from the sums over them.
 template <SearchMetric metric>
-inline Outcome finish(const Tables& tables, const SideTables& side, Lanes step, double levels, const Sums& sums,
-                      const ZeroCell& zero_cell) {
+inline Lanes finish(const Tables& tables, const SideTables& side, Lanes step, double levels, const Sums& sums,
+                    const ZeroCell& zero_cell) {
   if constexpr (metric == SearchMetric::kKl) {
     return finish_divergence(tables, side, step, levels, sums, zero_cell);
   } else {
@@ -176,26 +169,24 @@ inline Outcome finish(const Tables& tables, const SideTables& side, Lanes step, 
     const Place place = locate_in(side, top);
     const Lanes inside = side.mass[0] - mass_at(side, place);
     const Lanes first_top = first_at(side, place);
-    Outcome outcome;
+    Lanes error;
     if constexpr (metric == SearchMetric::kMae) {
       const Lanes split = side.first[0] - 2.0 * sums.first_boundaries + 2.0 * sums.first_levels;
-      outcome.error = fine ? 0.25 * step * inside + first_top : split;
+      error = fine ? 0.25 * step * inside + first_top : split;
     } else if constexpr (metric == SearchMetric::kMse) {
       const Lanes split = 2.0 * side.second[0] - 2.0 * step * sums.first_boundaries;
-      outcome.error = fine ? step * step * (1.0 / 12.0) * inside + 2.0 * second_at(side, place) : split;
+      error = fine ? step * step * (1.0 / 12.0) * inside + 2.0 * second_at(side, place) : split;
     } else if (levels == 0) {
-      outcome.error = tail_at(side, Lanes{});
+      error = tail_at(side, Lanes{});
     } else {
       const Lanes fitted = fitted_cells(tables, side, step, place, sums);
       const Lanes around_zero = &side == &tables.positive ? zero_cell.positive_power : zero_cell.negative_power;
       const double uniform = ::pow(0.5, tables.power) / (tables.power + 1.0);
-      Lanes scale{};
-      for (int lane = 0; lane < kLanes; ++lane) scale[lane] = ::pow(step[lane], tables.power);
+      const Lanes scale = zero_cell.step_power;
       const Lanes in_cells = fine ? uniform * scale * inside : around_zero + scale * greater(fitted, Lanes{});
-      outcome.error = in_cells + tail_at(side, top);
+      error = in_cells + tail_at(side, top);
     }
-    outcome.error = greater(outcome.error, Lanes{});
-    return outcome;
+    return greater(error, Lanes{});
   }
 }
 
@@ -225,26 +216,17 @@ ZeroCell make_zero_cell(const Tables& tables, Lanes step) {
     cell.divergence = step <= 1.0 ? Lanes{} : divergence;
   }
   if constexpr (metric == SearchMetric::kLp) {
-    cell.positive_power = inner_power_at(tables.positive, 0.5 * step, tables.power);
-    cell.negative_power = inner_power_at(tables.negative, 0.5 * step, tables.power);
+    for (int lane = 0; lane < kLanes; ++lane) cell.step_power[lane] = ::pow(step[lane], tables.power);
+    const Lanes start = 0.5 * step;
+    const Lanes start_power = cell.step_power * start * (::pow(0.5, tables.power) / (tables.power + 1.0));
+    cell.positive_power = inner_power_at(tables.positive, start, start_power);
+    cell.negative_power = inner_power_at(tables.negative, start, start_power);
   }
   return cell;
 }
 
-// The two sides together.
 template <SearchMetric metric>
-inline Lanes combine(const Tables& tables, const ZeroCell& zero_cell, const Outcome& positive,
-                     const Outcome& negative) {
-  Lanes error = positive.error + negative.error;
-  if constexpr (metric == SearchMetric::kKl) {
-    const Lanes seen = greater(tables.total - (positive.clipped + negative.clipped), broadcast(tables.half_count));
-    error = greater(zero_cell.divergence + error - mass_log(broadcast(tables.total), seen), Lanes{});
-  }
-  return error;
-}
-
-template <SearchMetric metric>
-Outcome run_side(const Tables& tables, const SideTables& side, Lanes step, int64_t levels, const ZeroCell& zero_cell) {
+Lanes run_side(const Tables& tables, const SideTables& side, Lanes step, int64_t levels, const ZeroCell& zero_cell) {
   Sums sums;
   if constexpr (metric == SearchMetric::kKl) open_first_cell(side, step, &sums);
   const int64_t useful = useful_levels(side, step, levels);
@@ -268,9 +250,9 @@ void fixed_levels(const Tables& tables, const double* steps, int64_t count, int6
     const int64_t begin = block * kLanes;
     const Lanes step = load_block(steps, begin, count);
     const ZeroCell zero_cell = make_zero_cell<metric>(tables, step);
-    const Outcome positive = run_side<metric>(tables, tables.positive, step, positive_levels, zero_cell);
-    const Outcome negative = run_side<metric>(tables, tables.negative, step, negative_levels, zero_cell);
-    const Lanes error = combine<metric>(tables, zero_cell, positive, negative);
+    const Lanes error = run_side<metric>(tables, tables.positive, step, positive_levels, zero_cell) +
+                        run_side<metric>(tables, tables.negative, step, negative_levels, zero_cell) +
+                        zero_cell.divergence;
     for (int lane = 0; lane < kLanes && begin + lane < count; ++lane) errors[begin + lane] = error[lane];
   });
 }
@@ -291,7 +273,7 @@ class BlockScratch {
   double* data_;
 };
 
-// Outcomes of one side for levels low, low + stride, ..., high, one after the other in `out`.
+// Errors of one side for levels low, low + stride, ..., high, one after the other in `out`.
 template <SearchMetric metric>
 void run_curve(const Tables& tables, const SideTables& side, Lanes step, int64_t low, int64_t high, int64_t stride,
                const ZeroCell& zero_cell, double* out) {
@@ -303,10 +285,8 @@ void run_curve(const Tables& tables, const SideTables& side, Lanes step, int64_t
     for (; added < levels && added < useful; ++added) {
       add_level<metric>(side, step, static_cast<double>(added), &sums);
     }
-    const Outcome outcome = finish<metric>(tables, side, step, static_cast<double>(levels), sums, zero_cell);
-    store(out, outcome.error);
-    store(out + kLanes, outcome.clipped);
-    out += 2 * kLanes;
+    store(out, finish<metric>(tables, side, step, static_cast<double>(levels), sums, zero_cell));
+    out += kLanes;
   }
 }
 
@@ -321,17 +301,15 @@ void best_split(const Tables& tables, const double* steps, int64_t count, int64_
     const int64_t begin = block * kLanes;
     const Lanes step = load_block(steps, begin, count);
     const ZeroCell zero_cell = make_zero_cell<metric>(tables, step);
-    const BlockScratch scratch(4 * kLanes * splits);
+    const BlockScratch scratch(2 * kLanes * splits);
     double* const below = scratch.data();
-    double* const above = below + 2 * kLanes * splits;
+    double* const above = below + kLanes * splits;
     run_curve<metric>(tables, tables.negative, step, first, last, stride, zero_cell, below);
     run_curve<metric>(tables, tables.positive, step, levels - last, levels - first, stride, zero_cell, above);
     Lanes best = broadcast(__builtin_inf()), best_split = broadcast(0.0);
     for (int64_t i = 0; i < splits; ++i) {
-      const double* const low = below + 2 * kLanes * i;
-      const double* const high = above + 2 * kLanes * (splits - 1 - i);
-      const Lanes error = combine<metric>(tables, zero_cell, Outcome{load(high), load(high + kLanes)},
-                                          Outcome{load(low), load(low + kLanes)});
+      // Levels above zero fall as those below rise: the other curve is read backwards.
+      const Lanes error = load(above + kLanes * (splits - 1 - i)) + load(below + kLanes * i) + zero_cell.divergence;
       const WideLanes better = error < best;
       best = better ? error : best;
       best_split = better ? broadcast(static_cast<double>(first + i * stride)) : best_split;

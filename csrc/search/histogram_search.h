@@ -22,13 +22,14 @@
 //   over a cell, is below 0.3 % for p in 1..3, 1.5 % up to p = 4 and 7 % up to p = 6. The clipped part E[(x - m r)+^p]
 //   is summed exactly at every fourth bin edge and interpolated by cubic Hermite polynomials.
 // Kullback-Leibler: D(P || R), R being what is known after quantization: the mass of each cell, spread evenly over the
-//   occupied part of the cell; clipped mass o is in P but not in R, at the outermost cell, as if observed there. By the
-//   chain rule, with cell masses M, occupied widths K and N the total including zeros,
+//   occupied part of the cell. Clipped mass o is in P at its outermost cell, as if observed there, but not in R (as in
+//   TensorRT's calibration). R is not scaled up to make good for it: otherwise a tiny threshold, where both are nothing
+//   but the two outermost cells, looks perfect. So D is the divergence for unequal masses, P log(P / R) - P + R, which
+//   is never negative. By the chain rule, with cell masses M, occupied widths K and N the total including zeros,
 //       N D = sum_cells [ sum c log c - M log(M / K) ] (1 + o/M at a clipped cell)
-//             + sum_clipped (M + o + d) log((M + o + d) / (M + d)) + N log((N - o) / N),
-//   d half the smallest positive count, which keeps a clip into an empty cell finite. Zeros are a symbol of their own,
-//   so a spike of exact zeros neither rewards nor punishes a step. Empty bins carry no width: a sparse tail is not a
-//   loss.
+//             + sum_clipped [ (M + o + d) log((M + o + d) / (M + d)) - o ],
+//   d half the smallest positive count, which keeps a clip into an empty cell finite. Zeros are a symbol of their own:
+//   a spike of them neither rewards nor punishes a step. Empty bins carry no width: a sparse tail is not a loss.
 // Steps of at most one bin: levels are finer than what the histogram knows; inside the range the error is that of a
 //   uniform density, r^p / (2^p (p + 1)) per element (p = 2: r^2 / 12), and zero for Kullback-Leibler.
 //

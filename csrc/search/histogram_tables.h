@@ -30,6 +30,8 @@ struct SideTables {
   double* tail = nullptr;
   double* tail_slope = nullptr;
   double* inner_power = nullptr;  // E[x^p] over x < i
+  double* edge_power = nullptr;   // i^(p + 1) / (p + 1)
+  double end_power = 0;           // the same of the end
   double* value_kernel = nullptr;
   double* slope_kernel = nullptr;
   // Kullback-Leibler only: above edge i, the number of occupied bins and the sum of c log c.
@@ -61,11 +63,13 @@ static inline int64_t place_tables(const HistogramProblem& problem, const Histog
     take(&tables->tail, edges / kTailSpacing + 2 + kTablePadding);
     take(&tables->tail_slope, edges / kTailSpacing + 2 + kTablePadding);
     take(&tables->inner_power, edges);
+    take(&tables->edge_power, edges);
     take(&tables->value_kernel, edges);
     take(&tables->slope_kernel, edges);
   }
   const double inner = static_cast<double>(side.bins - 1);
   tables->end = side.bins == 0 ? 0.0 : (side.end - inner > kThinnestBin ? side.end : inner + kThinnestBin);
+  tables->end_power = ::pow(tables->end, problem.power + 1.0) / (problem.power + 1.0);
   return used;
 }
 
@@ -114,28 +118,27 @@ static inline void build_tail(const HistogramSide& side, const SideTables& table
   const int64_t n = side.bins;
   const int64_t nodes = (n + 1 + kTablePadding) / kTailSpacing + 2 + kTablePadding;
   for (int64_t j = 0; j < nodes; ++j) tables.tail[j] = tables.tail_slope[j] = 0;
-  for (int64_t i = 0; i < n + 1 + kTablePadding; ++i) tables.inner_power[i] = 0;
+  for (int64_t i = 0; i < n + 1 + kTablePadding; ++i) tables.inner_power[i] = tables.edge_power[i] = 0;
   if (n == 0) return;
-  double low = 0, low_integral = 0;
+  double low = 0;
   for (int64_t d = 0; d < n; ++d) {
     const double high = ::pow(static_cast<double>(d + 1), power);
-    const double high_integral = high * static_cast<double>(d + 1) / (power + 1.0);
-    tables.value_kernel[d] = high_integral - low_integral;
+    tables.edge_power[d + 1] = high * static_cast<double>(d + 1) / (power + 1.0);
+    tables.value_kernel[d] = tables.edge_power[d + 1] - tables.edge_power[d];
     tables.slope_kernel[d] = low - high;
-    tables.inner_power[d + 1] = tables.inner_power[d] + side.counts[d] * (high_integral - low_integral);
+    tables.inner_power[d + 1] = tables.inner_power[d] + side.counts[d] * tables.value_kernel[d];
     low = high;
-    low_integral = high_integral;
   }
   const double c = side.counts[n - 1];
   const double width = tables.end - static_cast<double>(n - 1);
   for (int64_t j = 0; j * kTailSpacing < n; ++j) {
-    const int64_t node = j * kTailSpacing;
-    const double near = static_cast<double>(n - 1 - node), far = near + width;
-    const double near_power = ::pow(near, power), far_power = ::pow(far, power);
-    tables.tail[j] = dot(side.counts + node, tables.value_kernel, n - 1 - node) +
-                     c * (far_power * far - near_power * near) / ((power + 1.0) * width);
-    tables.tail_slope[j] =
-        dot(side.counts + node, tables.slope_kernel, n - 1 - node) - c * (far_power - near_power) / width;
+    const int64_t node = j * kTailSpacing, whole = n - 1 - node;
+    const double near = static_cast<double>(whole), far = near + width;
+    const double near_power = whole > 0 ? tables.edge_power[whole] * (power + 1.0) / near : 0.0;
+    const double far_power = ::pow(far, power);
+    tables.tail[j] = dot(side.counts + node, tables.value_kernel, whole) +
+                     c * (far_power * far / (power + 1.0) - tables.edge_power[whole]) / width;
+    tables.tail_slope[j] = dot(side.counts + node, tables.slope_kernel, whole) - c * (far_power - near_power) / width;
   }
 }
 
@@ -187,15 +190,12 @@ static inline Lanes linear_at(const double* table, const Place& place) {
   return low + place.fraction * (look_up(table + 1, place) - low);
 }
 
-// E[x^p] over 0 <= x < position.
-static inline Lanes inner_power_at(const SideTables& side, Lanes position, double power) {
-  const Lanes inside = lesser(position, broadcast(side.end));
-  const Place place = locate(inside);
-  Lanes part{};
-  for (int lane = 0; lane < kLanes; ++lane) {
-    part[lane] = ::pow(inside[lane], power + 1.0) - ::pow(static_cast<double>(place.edge[lane]), power + 1.0);
-  }
-  return look_up(side.inner_power, place) + 2.0 * look_up(side.half, place) * part * (1.0 / (power + 1.0));
+// E[x^p] over 0 <= x < position, given position^(p + 1) / (p + 1).
+static inline Lanes inner_power_at(const SideTables& side, Lanes position, Lanes position_power) {
+  const Place place = locate_in(side, position);
+  const Lanes reached = position < side.end ? position_power : broadcast(side.end_power);
+  return look_up(side.inner_power, place) +
+         2.0 * look_up(side.half, place) * (reached - look_up(side.edge_power, place));
 }
 
 static inline Lanes tail_at(const SideTables& side, Lanes position) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A vector of doubles as wide as the instruction set, table look-ups and a logarithm, for the searches. Each lane
+// A vector of doubles as wide as the instruction set, table look-ups and a log a, for the searches. Each lane
 // computes what scalar code would, bit for bit, so the width never shows in a result. For kernel sources only (see
 // isa.h).
 #pragma once
@@ -80,23 +80,39 @@ static inline Lanes look_up(const double* table, const Place& place) {
   return found;
 }
 
-// Natural logarithm of positive normal numbers, relative error below 2^-50: x = 2^e m with m in [sqrt(1/2), sqrt(2)),
-// log m = 2 atanh((m - 1) / (m + 1)). Written out because libm has no vector form with the same bits everywhere.
-static inline Lanes natural_log(Lanes x) {
+// Mantissa in [1, 2) of a positive normal number, and its exponent: through the mantissa of 2^52, since only AVX-512
+// converts 64-bit integers to doubles.
+struct Binary {
+  Lanes mantissa;
+  Lanes exponent;
+};
+
+static inline Binary take_apart(Lanes x) {
   WideLanes bits;
   std::memcpy(&bits, &x, sizeof(bits));
-  const WideLanes one_bits = WideLanes{} + 0x3ff0000000000000;
-  const WideLanes mantissa_bits = (bits & 0x000fffffffffffff) | one_bits;
-  // The biased exponent becomes a double through the mantissa of 2^52.
-  const WideLanes exponent_bits = ((bits >> 52) & 0x7ff) | 0x4330000000000000;
-  Lanes mantissa, exponent;
-  std::memcpy(&mantissa, &mantissa_bits, sizeof(mantissa));
-  std::memcpy(&exponent, &exponent_bits, sizeof(exponent));
-  exponent -= 4503599627370496.0 + 1023.0;
-  const WideLanes high = mantissa > 1.4142135623730951;
-  mantissa = high ? mantissa * 0.5 : mantissa;
-  exponent = high ? exponent + 1.0 : exponent;
-  const Lanes s = (mantissa - 1.0) / (mantissa + 1.0);
+  const WideLanes mantissa = (bits & 0x000fffffffffffff) | 0x3ff0000000000000;
+  const WideLanes exponent = ((bits >> 52) & 0x7ff) | 0x4330000000000000;
+  Binary parts;
+  std::memcpy(&parts.mantissa, &mantissa, sizeof(mantissa));
+  std::memcpy(&parts.exponent, &exponent, sizeof(exponent));
+  parts.exponent -= 4503599627370496.0 + 1023.0;
+  return parts;
+}
+
+// a log(a / b), and 0 where either is not positive; relative error of the logarithm below 2^-49. With a / b = 2^e m, m
+// in [sqrt(1/2), sqrt(2)], log m = 2 atanh((m - 1) / (m + 1)): one division. Written out because libm has no vector
+// form with the same bits everywhere.
+static inline Lanes mass_log(Lanes a, Lanes b) {
+  constexpr double kSmallest = 1e-290, kSqrt2 = 1.4142135623730951;
+  const WideLanes some = (a > kSmallest) & (b > kSmallest);
+  const Binary over = take_apart(some ? a : broadcast(1.0)), under = take_apart(some ? b : broadcast(1.0));
+  Lanes exponent = over.exponent - under.exponent;
+  const WideLanes high = over.mantissa > kSqrt2 * under.mantissa, low = under.mantissa > kSqrt2 * over.mantissa;
+  const Lanes m = low ? over.mantissa + over.mantissa : over.mantissa;
+  const Lanes n = high ? under.mantissa + under.mantissa : under.mantissa;
+  exponent += high ? broadcast(1.0) : broadcast(0.0);
+  exponent -= low ? broadcast(1.0) : broadcast(0.0);
+  const Lanes s = (m - n) / (m + n);
   const Lanes z = s * s;
   Lanes series = broadcast(1.0 / 19.0);
   series = series * z + 1.0 / 17.0;
@@ -107,14 +123,8 @@ static inline Lanes natural_log(Lanes x) {
   series = series * z + 1.0 / 7.0;
   series = series * z + 1.0 / 5.0;
   series = series * z + 1.0 / 3.0;
-  return exponent * 0.6931471805599453 + (2.0 * s + 2.0 * s * (z * series));
-}
-
-// a log(a / b), and 0 where a is not positive.
-static inline Lanes mass_log(Lanes a, Lanes b) {
-  const WideLanes some = (a > 1e-280) & (b > 1e-280);
-  const Lanes ratio = some ? a / b : broadcast(1.0);
-  return a * natural_log(greater(ratio, broadcast(1e-300)));
+  const Lanes twice = s + s;
+  return some ? a * (exponent * 0.6931471805599453 + (twice + twice * (z * series))) : broadcast(0.0);
 }
 
 }  // namespace detent::DETENT_ISA

@@ -31,6 +31,10 @@ SPARSE_RATIO: Final = 1.02
 """Ratio between candidates below that share; they serve heavy tails at few bits."""
 LEAST_SHARE: Final = 2.0**-10
 """Candidates end at this share of the range."""
+SPARE_LEVELS: Final = 32
+MOST_SPARE: Final = 4.0
+SPARE_RATIO: Final = 1.005
+"""Grids of at most so many levels are tried up to this many times as wide as the data, in these ratios."""
 COARSE_RATIO: Final = 1.03
 """Ratio between the first steps tried for a uniform grid, twice refined around the best ones."""
 DENSE_SPLITS: Final = 1024
@@ -195,16 +199,15 @@ def _search_thresholds(
     if noclipping:
         thresholds = np.array([unclipped])
     elif grid == "power_of_two":
-        top = 2.0 * unclipped if unclipped <= _FLOAT32_MAX / 2 else unclipped
-        thresholds = top * 2.0 ** np.arange(-OCTAVES - 1, 1)
+        thresholds = unclipped * 2.0 ** np.arange(-OCTAVES, 2)
     else:
         absmax_bins = max(histogram.sides.positive_end, histogram.sides.negative_end if signed else 0.0)
-        edges = np.concatenate([_edges(absmax_bins, unclipped / histogram.width), [absmax_bins]])
-        thresholds = np.append(edges * histogram.width, unclipped)
+        # The outermost positive level is one step short of the threshold.
+        edges = _edges(absmax_bins, half / (half - 1) if half > 1 else 1.0, _spare(half))
+        thresholds = np.append(edges * histogram.width, [absmax_bins * histogram.width, unclipped])
     # A threshold is stored as float32; rounding moves only a largest magnitude that was given in double precision.
-    thresholds = np.unique(thresholds[thresholds >= min(min_threshold, unclipped)].astype(np.float32)).astype(
-        np.float64
-    )
+    thresholds = thresholds[(thresholds >= min_threshold) & (thresholds <= _FLOAT32_MAX)].astype(np.float32)
+    thresholds = np.unique(thresholds).astype(np.float64)
     sums = errors.fixed_levels(thresholds / histogram.width / half, half - 1, negative_levels)
     return HistogramSearch(
         bits=bits, signed=signed, thresholds=thresholds, lowers=None, uppers=None, errors=sums, best=int(sums.argmin())
@@ -234,13 +237,21 @@ def _power_of_two_above(value: float) -> float:
     return float(2.0 ** min(exponent - (mantissa == 0.5), 127))
 
 
-def _edges(absmax_bins: float, top_bins: float) -> DoubleVector:
-    """Bin edges from LEAST_SHARE of `absmax_bins` to `top_bins`: all of them above DENSE_FROM."""
-    dense_from = max(1, math.ceil(DENSE_FROM * absmax_bins))
-    dense = np.arange(dense_from, math.ceil(top_bins), dtype=np.float64)
-    steps = int(math.log(DENSE_FROM / LEAST_SHARE) / math.log(SPARSE_RATIO))
-    sparse = np.rint(dense_from * SPARSE_RATIO ** -np.arange(steps + 1.0))
-    return np.concatenate([sparse[sparse >= 1], dense])
+def _spare(levels: int) -> float:
+    """How far beyond the data a grid of so many levels may reach, as a factor: with few levels it can pay to leave some
+    unused, so that the others meet clusters of data."""
+    return min(1 + 8 / levels, MOST_SPARE) if levels <= SPARE_LEVELS else 1.0
+
+
+def _edges(absmax_bins: float, stretch: float, spare: float) -> DoubleVector:
+    """Bin edges from LEAST_SHARE to `stretch * spare` of the largest magnitude; all from DENSE_FROM to `stretch`."""
+    dense_from, dense_to = max(1, math.ceil(DENSE_FROM * absmax_bins)), math.ceil(stretch * absmax_bins)
+    dense = np.arange(dense_from, dense_to, dtype=np.float64)
+    below = int(math.log(DENSE_FROM / LEAST_SHARE) / math.log(SPARSE_RATIO))
+    beyond = int(math.log(spare) / math.log(SPARE_RATIO))
+    sparse = np.rint(dense_from * SPARSE_RATIO ** -np.arange(below + 1.0))
+    wide = np.rint(dense_to * SPARE_RATIO ** np.arange(beyond + 1.0))
+    return np.concatenate([sparse[sparse >= 1], dense, wide])
 
 
 class _UniformSearch:
@@ -272,8 +283,8 @@ class _UniformSearch:
         """The whole search; the curve holds the best position of zero for each step that was tried."""
         span = (self._below + self._above) / self._levels
         if span > 0:
-            # With few levels it can pay to leave some unused: two clusters, and one level in each.
-            top = span * (1 + 8 / self._levels)
+            # The position of zero is rounded to a level, so a step more may be needed to hold the data.
+            top = span * max(_spare(self._levels), 1 + 2 / self._levels)
             dense = _geometric(top, span * DENSE_FROM, COARSE_RATIO)
             self._scan(np.concatenate([dense, _geometric(dense[0], span * LEAST_SHARE, COARSE_RATIO**2)[:-1]]))
             self._refine(minima=3, ratio=COARSE_RATIO**2, points=24)
@@ -281,7 +292,7 @@ class _UniformSearch:
         return self._result(*self._unclipped())
 
     def _scan(self, steps: DoubleVector, around: int | None = None) -> None:
-        steps = np.unique(np.maximum(steps, self._least_step))
+        steps = np.clip(steps, self._least_step, _FLOAT32_MAX / self._levels / self._width)
         # The step a record can hold is a float32 number.
         steps = np.unique((steps * self._width).astype(np.float32).astype(np.float64) / self._width)
         stride = max(1, self._levels // DENSE_SPLITS)

@@ -106,20 +106,16 @@ class HistogramErrors:
         # Both sides share the cell around zero.
         zero_cell = parts[0][0][0] + parts[1][0][0]
         loss = _within_cell(zero_cell, step)
-        clipped_total = 0.0
         for cells, clipped in parts:
             divergences = [_within_cell(cell, step) for cell in cells[1:]]
             loss += sum(divergences)
-            clipped_total += clipped
             if clipped > 0:
                 mass = float(cells[-1][0]) if len(cells) > 1 else float(zero_cell[0]) + sides.zeros
                 within = divergences[-1] if len(cells) > 1 else _within_cell(zero_cell, step)
                 loss += within * clipped / mass if mass > 0 else 0.0
                 seen = mass + sides.half_count
-                loss += (seen + clipped) * math.log((seen + clipped) / seen)
-        total = float(sides.positive.sum() + sides.negative.sum()) + sides.zeros
-        seen_total = max(total - clipped_total, sides.half_count)
-        return max(loss + total * math.log(seen_total / total), 0.0)
+                loss += (seen + clipped) * math.log((seen + clipped) / seen) - clipped
+        return loss
 
 
 def _side_error(counts: DoubleVector, end: float, step: float, levels: int, power: float) -> float:
