@@ -1,0 +1,99 @@
+"""Puts the measured figures into README.md, as they are, between its markers.
+
+    python benchmarks/tables.py [--check]
+
+`--check` changes nothing and fails if the README differs from `benchmarks/results/`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from harness import RESULTS
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
+Z_COLUMNS = ("inf", 9.0, 5.0, 3.0)
+
+
+def load(name: str) -> dict[str, Any]:
+    """One results file; empty if it was never measured."""
+    path = RESULTS / f"{name}.json"
+    data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return data
+
+
+def table(header: list[str], rows: list[list[str]]) -> list[str]:
+    """A Markdown table whose first column is text and whose others are figures."""
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+def measured_rows(data: dict[str, Any]) -> list[str]:
+    """Figures with goals, section by section."""
+    verdict = {True: "yes", False: "**no**", None: ""}
+    rows = []
+    for section in data.values():
+        for row in section["rows"]:
+            goal = "" if row["goal"] is None else f"{'<=' if row['at_most'] else '>='} {row['goal']:g}"
+            figure = f"{row['figure']:.3g} {row['unit']}"
+            rows.append([row["name"], figure, goal, verdict[row["met"]]])
+    return table(["what", "measured", "goal", "met"], rows)
+
+
+def accuracy_rows(network: dict[str, Any]) -> list[str]:
+    """Top-1 by target and metric, a column for each z-score."""
+    found: dict[tuple[str, str], dict[Any, str]] = {}
+    for row in network["rows"]:
+        found.setdefault((row["target"], row["metric"]), {})[row["z"]] = f"{row['top1']:.2f}"
+    header = ["target, activation metric", *(f"z = {z}" for z in Z_COLUMNS)]
+    rows = [
+        [f"{target}, {metric}", *(cells.get(z, "") for z in Z_COLUMNS)] for (target, metric), cells in found.items()
+    ]
+    return table(header, rows)
+
+
+def machine_line(machine: dict[str, Any]) -> str:
+    """The machine, in one sentence."""
+    libraries = ", ".join(f"{name} {version}" for name, version in machine["libraries"].items())
+    return f"{machine['cpu']}, {machine['cpus']} CPUs, {machine['isa']}, {machine['compiler']}, {libraries}."
+
+
+def render() -> str:
+    """The block between the markers."""
+    lines: list[str] = []
+    accuracy = load("accuracy")
+    for name, network in accuracy.get("networks", {}).items():
+        lines += [
+            f"**{name}**, float top-1 {network['float_top1']:.2f} on {network['images']} CIFAR-10 test images, W8A8,"
+        ]
+        lines += [f"{network['calibration_samples']} calibration images, all rows from one calibration:", ""]
+        lines += [*accuracy_rows(network), ""]
+    for title, name in (("Whole runs", "ptq"), ("Exported ONNX in onnxruntime", "onnx"), ("Kernels", "kernels")):
+        data = load(name)
+        if data:
+            lines += [f"**{title}**", "", *measured_rows(data), ""]
+            lines += [f"Measured on {machine_line(next(iter(data.values()))['machine'])}", ""]
+    return "\n".join(lines).strip()
+
+
+def main() -> None:
+    """Write or check the block."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true")
+    options = parser.parse_args()
+    text = README.read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    fresh = f"{before}{BEGIN}\n\n{render()}\n\n{END}{after}"
+    if options.check:
+        sys.exit(0 if fresh == text else "README.md differs from benchmarks/results: run benchmarks/tables.py")
+    README.write_text(fresh, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
