@@ -36,7 +36,7 @@ MEMORY_SAMPLES = (512, 4096)
 
 def quantize(graph: detent.Graph, batches: Any) -> detent.QuantizedModel:
     """What is timed: everything after capture."""
-    stats = detent.calibrate(graph, batches, progress=False, values=values_to_observe(graph, TARGET))
+    stats = detent.calibrate(graph, batches, progress=False, values=values_to_observe(graph, TARGET), channels=False)
     return detent.apply(graph, detent.plan(graph, stats, target=TARGET))
 
 

@@ -144,5 +144,6 @@ def quantize(
     load_target(target)
     example, data = first_batch(data, model)
     graph = capture(model, example)
-    stats = calibrate(graph, data, progress=progress, values=values_to_observe(graph, target))
+    # Only what this plan reads is observed; a user who wants to decide again calibrates once for everything.
+    stats = calibrate(graph, data, progress=progress, values=values_to_observe(graph, target), channels=False)
     return apply(graph, plan(graph, stats, target=target, config=settings))

@@ -8,6 +8,7 @@ from torch import fx, nn
 __all__ = [
     "add_tensor",
     "clone_module",
+    "copy_graph",
     "copy_module",
     "drop_unused_tensors",
     "free_path",
@@ -52,15 +53,20 @@ def add_tensor(module: nn.Module, path: str, tensor: torch.Tensor, *, like: torc
         owner.register_buffer(leaf, tensor)
 
 
-def copy_module(module: fx.GraphModule) -> fx.GraphModule:
-    """A graph module with nodes of its own that shares all tensors with `module`."""
+def copy_graph(module: fx.GraphModule) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
+    """A graph with nodes of its own, and the copy of each node."""
     graph = fx.Graph()
     # The codegen is shared: it is never edited, and it says how the user's arguments become placeholders.
     graph.set_codegen(module.graph._codegen)
     renamed: dict[fx.Node, fx.Node] = {}
     for node in module.graph.nodes:
         renamed[node] = graph.node_copy(node, renamed.__getitem__)
-    return fx.GraphModule(module, graph)
+    return graph, renamed
+
+
+def copy_module(module: fx.GraphModule) -> fx.GraphModule:
+    """A graph module with nodes of its own that shares all tensors with `module`."""
+    return fx.GraphModule(module, copy_graph(module)[0])
 
 
 def clone_module(module: fx.GraphModule) -> fx.GraphModule:

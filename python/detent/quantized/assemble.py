@@ -13,7 +13,7 @@ import detent.graph.operators  # noqa: F401  (registers torch.ops.detent)
 from detent.errors import ConfigError
 from detent.graph import Graph, GraphNode
 from detent.graph.placement import WeightPoint, place
-from detent.graph.tensors import clone_module, copy_module
+from detent.graph.tensors import clone_module
 from detent.kernels.quantize import lut_quantize, quantize
 from detent.quantized.check import check_plan
 from detent.quantized.editor import GraphEditor
@@ -42,9 +42,8 @@ def assemble(graph: Graph, plan: QuantPlan, *, trainable: bool = False) -> Quant
     target = load_target(plan.target)
     placement = place(graph, target)
     check_plan(graph, plan, placement, target)
-    work = graph.copy()
-    nodes = {node.name: node for node in work.nodes()}
-    assembly = _Assembly(work, plan, trainable)
+    nodes = {node.name: node for node in graph.nodes()}
+    assembly = _Assembly(graph, plan, trainable)
     for point in placement.weights.values():
         assembly.quantize_kernel(point, [nodes[user] for user in point.users])
         for user, source in zip(point.users, point.inputs, strict=True):
@@ -73,38 +72,37 @@ class _Assembly:
         self.editor = GraphEditor(graph.module)
 
     def finish(self) -> fx.GraphModule:
-        module = self.graph.module
-        module.graph.eliminate_dead_code()
-        module.graph.lint()
-        # A fresh module keeps only the tensors that the graph still reads. What training writes into must be its own.
-        return clone_module(module) if self.trainable else copy_module(module)
+        module = self.editor.finish()
+        # What training writes into must not be the captured graph's.
+        return clone_module(module) if self.trainable else module
 
     def quantize_kernel(self, point: WeightPoint, users: Iterable[GraphNode]) -> None:
         """Replace a kernel by its codes, for all operations that share it."""
         grid = self.plan.weights[point.layer].grid
         if grid is not None:
-            reads = dict.fromkeys((user.weight, user.node) for user in users)
-            self._quantize_reads(reads, grid, point.parameter)
+            reads = [(user.weight, user.node) for user in users if user.weight is not None]
+            self._quantize_reads(dict.fromkeys(reads), grid, point.parameter)
 
     def quantize_constant(self, path: str, grid: Grid) -> None:
         """Replace a stored tensor that takes part in the arithmetic by its codes, wherever it is read."""
-        reads = [node for node in self.graph.module.graph.nodes if node.op == "get_attr" and str(node.target) == path]
+        nodes = self.graph.module.graph.nodes
+        reads = [node for node in nodes if node.op == "get_attr" and str(node.target) == path]
         self._quantize_reads([(read, user) for read in reads for user in read.users], grid, path)
 
-    def _quantize_reads(self, reads: Iterable[tuple[fx.Node | None, fx.Node]], grid: Grid, path: str) -> None:
+    def _quantize_reads(self, reads: Iterable[tuple[fx.Node, fx.Node]], grid: Grid, path: str) -> None:
+        """Replace reads of a stored tensor, given as (read, user) of the captured graph, by its quantized form."""
         quantized: dict[fx.Node, fx.Node] = {}
         stored: tuple[object, ...] | None = None
-        for read, user in reads:
-            assert read is not None
+        for original, user in reads:
+            read = self.editor.copies[original]
             if read not in quantized:
                 if self.trainable:
                     quantized[read] = self._fake_quantize(read, read, path, grid)
                 else:
-                    if stored is None:
-                        stored = self._store_codes(path, self.graph.tensor(read), grid)
+                    stored = stored or self._store_codes(path, self.graph.tensor(original), grid)
                     quantized[read] = self._expand(read, grid, stored)
                 quantized[read].meta = dict(read.meta)
-            user.replace_input_with(read, quantized[read])
+            self.editor.copies[user].replace_input_with(read, quantized[read])
 
     def _store_codes(self, path: str, value: torch.Tensor, grid: Grid) -> tuple[object, ...]:
         array = np.ascontiguousarray(value.detach().cpu().numpy())
@@ -143,8 +141,9 @@ class _Assembly:
         scale = (input_grid.scale * kernel.scale).astype(np.float32)
         codes = _bias_codes(bias, scale, node.name)
         path = str(node.bias.target) if len(point.users) == 1 else f"{node.bias.target}_{node.name}"
+        read = self.editor.copies[node.bias]
         quantized = self.editor.call_after(
-            node.bias,
+            read,
             torch.ops.detent.dequantize.default,
             self.editor.store(f"{path}_codes", codes),
             self.editor.store(f"{path}_scale", scale),
@@ -152,18 +151,19 @@ class _Assembly:
             0 if len(scale) > 1 else None,
             None,
         )
-        quantized.meta = dict(node.bias.meta)
-        node.node.replace_input_with(node.bias, quantized)
+        quantized.meta = dict(read.meta)
+        self.editor.copies[node.node].replace_input_with(read, quantized)
 
     def quantize_activation(self, node: fx.Node, value: str, grid: Grid) -> None:
         """Pass a computed value through its grid on the way to all its users."""
-        users = list(node.users)
-        inputs = [other for other in self.graph.module.graph.nodes if other.op == "placeholder"]
-        anchor = inputs[-1] if node.op == "placeholder" else node
-        quantized = self._fake_quantize(anchor, node, f"activations.{value}", grid)
-        quantized.meta = dict(node.meta)
+        value_node = self.editor.copies[node]
+        users = list(value_node.users)
+        inputs = [other for other in self.editor.graph.nodes if other.op == "placeholder"]
+        anchor = inputs[-1] if node.op == "placeholder" else value_node
+        quantized = self._fake_quantize(anchor, value_node, f"activations.{value}", grid)
+        quantized.meta = dict(value_node.meta)
         for user in users:
-            user.replace_input_with(node, quantized)
+            user.replace_input_with(value_node, quantized)
 
     def _fake_quantize(self, anchor: fx.Node, node: fx.Node, path: str, grid: Grid) -> fx.Node:
         scale = self.editor.store(f"{path}_scale", grid.scale)

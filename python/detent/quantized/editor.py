@@ -1,4 +1,4 @@
-"""Edits of an fx graph: store a tensor in the module, insert an operator that reads it."""
+"""Edits of an fx graph: keep a tensor, insert an operator that reads it."""
 
 from __future__ import annotations
 
@@ -7,52 +7,75 @@ from typing import Any, NamedTuple
 
 import numpy.typing as npt
 import torch
-from torch import fx, nn
+from torch import fx
+
+from detent.graph.tensors import copy_graph, read_attribute
 
 __all__ = ["GraphEditor", "Stored"]
 
 
 class Stored(NamedTuple):
-    """A tensor of the module, by its path."""
+    """A tensor of the edited module, by its path."""
 
     path: str
 
 
 class GraphEditor:
-    """Adds buffers and operators to one graph module."""
+    """A copy of a module's graph under edit, and the tensors it will read. `module` is not changed.
+
+    Attributes:
+        graph: the copy.
+        copies: node of the original graph to its copy.
+    """
 
     def __init__(self, module: fx.GraphModule) -> None:
-        self.module = module
+        self.graph, self.copies = copy_graph(module)
+        self._module = module
+        self._tensors: dict[str, torch.Tensor] = {}
+        # Paths and the folders above them: a buffer cannot be called what a folder is called.
+        self._taken = {name for name, _ in module.named_modules() if name}
+        self._taken.update(name for name, _ in module.named_parameters(remove_duplicate=False))
+        self._taken.update(name for name, _ in module.named_buffers(remove_duplicate=False))
+        self._leaves = {name for name in self._taken if isinstance(read_attribute(module, name), torch.Tensor)}
 
     def store(self, path: str, array: npt.NDArray[Any]) -> Stored:
-        """Keep a copy of `array` as a buffer at a dotted path near `path`; an occupied one gets a number."""
-        owner: nn.Module = self.module
+        """Keep a copy of `array` at a dotted path near `path`; an occupied one gets a number."""
         # Value names hold colons and brackets, which attribute names cannot.
         *folders, leaf = [re.sub(r"\W", "_", part) for part in path.split(".")]
+        owner = ""
         for folder in folders:
-            child = getattr(owner, folder, None)
-            if not isinstance(child, nn.Module):
-                # A parameter may already have the name the folder wants.
-                folder = folder if child is None else f"{folder}_"
-                if not hasattr(owner, folder):
-                    owner.add_module(folder, nn.Module())
-                child = getattr(owner, folder)
-            owner = child
-        name, count = leaf, 0
-        while hasattr(owner, name):
+            owner = f"{owner}.{folder}".lstrip(".")
+            while owner in self._leaves:
+                owner += "_"
+            self._taken.add(owner)
+        name, count = f"{owner}.{leaf}".lstrip("."), 0
+        free = name
+        while free in self._taken:
             count += 1
-            name = f"{leaf}_{count}"
-        owner.register_buffer(name, torch.from_numpy(array.copy()))
-        path_of = {module: prefix for prefix, module in self.module.named_modules()}
-        return Stored(f"{path_of[owner]}.{name}".lstrip("."))
+            free = f"{name}_{count}"
+        self._taken.add(free)
+        self._leaves.add(free)
+        self._tensors[free] = torch.from_numpy(array.copy())
+        return Stored(free)
 
     def call_after(self, anchor: fx.Node, operator: Any, *args: Any) -> fx.Node:
         """Insert `operator(*args)` after `anchor`; a `Stored` argument becomes a read of that tensor."""
-        graph, resolved = self.module.graph, []
+        resolved = []
         for argument in args:
             if isinstance(argument, Stored):
-                with graph.inserting_after(anchor):
-                    argument = anchor = graph.get_attr(argument.path)
+                with self.graph.inserting_after(anchor):
+                    argument = anchor = self.graph.create_node("get_attr", argument.path)
             resolved.append(argument)
-        with graph.inserting_after(anchor):
-            return graph.call_function(operator, tuple(resolved))
+        with self.graph.inserting_after(anchor):
+            return self.graph.call_function(operator, tuple(resolved))
+
+    def finish(self) -> fx.GraphModule:
+        """The edited graph as a module that holds only the tensors it reads; those it did not edit are shared."""
+        self.graph.eliminate_dead_code()
+        self.graph.lint()
+        paths = {str(node.target) for node in self.graph.nodes if node.op == "get_attr"}
+        root = {path: self._tensors[path] if path in self._tensors else self._original(path) for path in paths}
+        return fx.GraphModule(root, self.graph)
+
+    def _original(self, path: str) -> Any:
+        return read_attribute(self._module, path)

@@ -32,6 +32,7 @@ def calibrate(
     progress: bool = True,
     batch_size: int = 64,
     values: Collection[str] | None = None,
+    channels: bool = True,
     resume: str | Path | None = None,
     save_every: int = 8,
 ) -> Statistics:
@@ -49,6 +50,7 @@ def calibrate(
         progress: show a progress bar, if the error output is a terminal.
         batch_size: samples run at a time; a model captured with a fixed batch runs with that one.
         values: names of the values to observe; None for all.
+        channels: also collect minimum, maximum and mean per channel.
         resume: file for partial statistics. If it exists, the samples it has counted are skipped and counting goes on;
             the result is the same bits as without the interruption. It is kept when the run is complete.
         save_every: batches between two writes of the `resume` file.
@@ -67,7 +69,7 @@ def calibrate(
         batch_size = graph.batch.size
         note(notes, f"the model was captured with a fixed batch and ran on {batch_size} samples at a time")
     check_weights(graph)
-    run = _Run(graph, batch_size, values, None if resume is None else Path(resume), save_every, notes)
+    run = _Run(graph, batch_size, (values, channels), None if resume is None else Path(resume), save_every, notes)
     queue = SampleQueue(checked_batches(data, graph, notes), graph.inputs)
     with _progress_bar(progress, expected_samples(data, graph)) as show:
         run.skip_counted(queue)
@@ -97,7 +99,7 @@ class _Run:
         self,
         graph: Graph,
         batch_size: int,
-        values: Collection[str] | None,
+        observed: tuple[Collection[str] | None, bool],
         path: Path | None,
         save_every: int,
         notes: list[str],
@@ -108,12 +110,23 @@ class _Run:
         self._save_every = save_every
         self._notes = notes
         self._fingerprint = graph.fingerprint()
+        values, channels = observed
         observations = observed_values(graph, values, notes)
+        if not channels:
+            observations = [replace(observation, channel_axis=None) for observation in observations]
         names = [observation.name for observation in observations]
         self._checkpoint: Checkpoint | None = None
         if path is not None:
             self._checkpoint = read_checkpoint(path, fingerprint=self._fingerprint, names=names, batch_size=batch_size)
         earlier = self._checkpoint.statistics if self._checkpoint else None
+        if earlier is not None and any(
+            (earlier[one.name].channel_mean is None) != (one.channel_axis is None) for one in observations
+        ):
+            raise CalibrationError(
+                "the interrupted run collected other figures per channel",
+                where=str(path),
+                remedy="continue with the same `channels`, or with another `resume` path",
+            )
         self._collector = Collector(observations, earlier)
         observers = {
             observation.value.node: observer
