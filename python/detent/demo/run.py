@@ -114,7 +114,7 @@ def _run_target(graph: Graph, statistics: Statistics, target: str, test: Split, 
     detent.export(quantized, onnx)
     with torch.inference_mode():
         ours: Tensor = quantized(test.images)
-    # ONNX Runtime may rewrite only what is made for it: for another chip it is a reference that runs the file as written.
+    # ONNX Runtime may rewrite only what is made for it; a file for another chip it runs as written, as a reference.
     theirs = torch.from_numpy(_run_onnx(onnx, test.images.numpy(), optimize=target == "onnxruntime"))
     return TargetResult(
         target=target,
