@@ -35,7 +35,7 @@ def test_calibration_images_come_from_the_training_split() -> None:
 def test_the_shipped_network_reads_digits_of_unseen_writers() -> None:
     network = load_network()
     assert not network.training
-    assert accuracy(network, *load_test()) > 0.98
+    assert accuracy(network, load_test()) > 0.98
 
 
 def test_the_network_has_depthwise_layers() -> None:
@@ -52,7 +52,7 @@ def test_training_is_reproducible_and_learns() -> None:
         torch.set_num_threads(threads)
     for one, other in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
         assert torch.equal(one, other)
-    assert accuracy(first, *load_test()) > 0.3  # chance is 0.1
+    assert accuracy(first, load_test()) > 0.3  # chance is 0.1
 
 
 def test_damaged_weights_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

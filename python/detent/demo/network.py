@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
+from detent.demo.data import Split
 from detent.errors import FormatError
 
 __all__ = ["WEIGHTS_FILE", "DigitsNet", "accuracy", "load_network"]
@@ -82,8 +83,8 @@ def load_network() -> DigitsNet:
     return network.eval()
 
 
-def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Share of images `[N, 1, 8, 8]` whose largest logit is at the label `[N]`."""
+def accuracy(network: nn.Module, split: Split) -> float:
+    """Top-1: share of the images whose largest logit is at the label."""
     with torch.inference_mode():
-        hits = network(images).argmax(1) == labels
+        hits = network(split.images).argmax(1) == split.labels
     return float(hits.double().mean())

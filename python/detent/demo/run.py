@@ -84,7 +84,7 @@ def run_demo(out: Path, console: Console | None = None) -> DemoResult:
     console = console or Console(highlight=False)
     _make_folder(out)
     network, test = load_network(), load_test()
-    float_top1 = accuracy(network, *test)
+    float_top1 = accuracy(network, test)
     images = calibration_images()
     console.print(f"A network of {_parameters(network):,} parameters, trained on scikit-learn's handwritten digits.")
     with _timed(console, "captured"):
@@ -164,7 +164,7 @@ def _run_variants(graph: Graph, statistics: Statistics, test: Split) -> tuple[st
     activation = max(spreads, key=lambda name: spreads[name])
     results = []
     for name, (plan, seconds) in plans.items():
-        top1 = accuracy(detent.apply(graph, plan), *test)
+        top1 = accuracy(detent.apply(graph, plan), test)
         results.append(VariantResult(name, top1, _limits(plan, activation), seconds))
     return activation, tuple(results)
 

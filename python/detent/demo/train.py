@@ -67,8 +67,8 @@ def main() -> None:
     start = time.perf_counter()
     network = train()
     figures = {
-        "train_top1": round(accuracy(network, *load_training()), 4),
-        "test_top1": round(accuracy(network, *load_test()), 4),
+        "train_top1": round(accuracy(network, load_training()), 4),
+        "test_top1": round(accuracy(network, load_test()), 4),
     }
     print(f"{figures} after {time.perf_counter() - start:.1f} s")  # noqa: T201 - a script
     tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
