@@ -7,8 +7,6 @@
 namespace detent::bindings {
 namespace {
 
-constexpr int kMostAxes = 32;
-
 WeightMetric parse_metric(const std::string& name) {
   if (name == "noclipping") return WeightMetric::kNoClipping;
   if (name == "mse") return WeightMetric::kMse;
@@ -33,7 +31,7 @@ struct Rows {
 // Reads the strides, so that any view is searched without a copy: rows are gathered one at a time.
 Rows view_rows(const py::array& w, std::optional<int64_t> axis, std::optional<int64_t> group_size, const char* name) {
   require_dtype<float>(w, name);
-  require(w.ndim() <= kMostAxes, name, " has ", w.ndim(), " axes, at most ", kMostAxes, " are supported");
+  require(w.ndim() + 1 <= kMostAxes, name, " has ", w.ndim(), " axes, at most ", kMostAxes - 1, " are supported");
   require(w.size() > 0, name, " of shape ", shape_text(w), " is empty");
   Rows rows;
   WeightView& view = rows.view;

@@ -19,7 +19,7 @@ struct Prepared {
   int exponent;       // value = normalized * 2^exponent
   double error_unit;  // error = normalized cost * error_unit
   double most_saved;  // no threshold below this can be best (normalized)
-  bool all_zero;
+  bool negligible;    // every value gets code 0 on every grid allowed
 };
 
 struct Scratch {
@@ -141,9 +141,8 @@ ChannelStatus prepare(const WeightSearchSpec& spec, const ChannelJob& job, const
   if (p.cost == Cost::kPower && spec.p == 2.0) p.cost = Cost::kSquare;
   if (p.cost == Cost::kPower && spec.p == 1.0) p.cost = Cost::kAbsolute;
   const float largest = -least > most ? -least : most;
-  // Values this far below the least threshold all get code 0 at any width.
-  p.all_zero = largest <= spec.min_threshold * 0x1p-24;
-  p.exponent = p.all_zero ? 0 : __builtin_ilogb(static_cast<double>(largest));
+  p.negligible = largest <= spec.min_threshold * 0x1p-24;
+  p.exponent = p.negligible ? 0 : __builtin_ilogb(static_cast<double>(largest));
   const int h_exponent = job.h && most_h > 0.0f ? __builtin_ilogb(static_cast<double>(most_h)) : 0;
   scale_into(job.x, job.size, p.exponent, scratch.x);
   if (job.h) scale_into(job.h, job.size, h_exponent, scratch.h);
@@ -230,8 +229,9 @@ Threshold search_symmetric(const Prepared& job, const WeightSearchSpec& spec, in
   const double floor = __builtin_ldexp(spec.min_threshold, -job.exponent);
   double scale = unclipped / steps;
   const ScaleRange range{larger(floor, job.most_saved) / steps, scale};
-  if (spec.metric == WeightMetric::kNoClipping || job.channel.energy == 0.0) {
-    // Nothing to search: every threshold that clips nothing will do.
+  const bool all_code_zero = larger(job.channel.top, job.channel.bottom) <= 0.5 * floor / steps;
+  if (spec.metric == WeightMetric::kNoClipping || all_code_zero || job.channel.energy == 0.0) {
+    // Nothing to search: the least threshold that clips nothing is as good as any.
   } else if (spec.exact && job.cost == Cost::kSquare && bits <= kExactBits) {
     scale = ExactSearch(job.channel, codes, range, scratch).run();
   } else {
@@ -251,7 +251,7 @@ void search_width(const WeightSearchSpec& spec, const Prepared& job, const Chann
     const Limits limits = search_uniform(job.cost, job.channel, bits, spec.metric == WeightMetric::kNoClipping,
                                          __builtin_ldexp(spec.min_threshold, -job.exponent), scratch.nodes);
     const double cap = __builtin_ldexp(kLargest, -job.exponent);
-    const float lower = -static_cast<float>(smaller(limits.lower, cap));
+    const float lower = 0.0f - static_cast<float>(smaller(limits.lower, cap));  // zero, never -0
     const float upper = static_cast<float>(smaller(limits.upper, cap));
     const UniformGrid grid = uniform_grid(lower, upper, bits);
     out.first[at] = static_cast<float>(__builtin_ldexp(static_cast<double>(lower), job.exponent));

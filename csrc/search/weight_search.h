@@ -12,9 +12,9 @@
 // Thresholds are at least min_threshold, at most 2^127. A channel of zeros gets min_threshold and no error.
 //
 // Requires: finite values, finite weights h >= 0, widths 2..16, p > 0. Codes are signed.
-// Rounding and ties: candidates are ranked in float32 and float64 on the normalized channel; the error reported is that
-// of
-//   the returned grid by the definition in support/rounding.h, summed in float64.
+// Rounding and ties: candidates are ranked in float32 and float64 on the normalized channel; the error reported is by
+//   the definition in support/rounding.h, summed in float64. Of equally good powers of two the smallest is taken; of
+//   equally good real thresholds one, always the same.
 // NaN and infinity: refused, the channel is named.
 // Summation order: 16 lanes, fixed blocks (scale_sums.h): the same bits on every instruction set and thread count, and,
 //   because channels are gathered in logical order, for every memory layout.
@@ -26,6 +26,8 @@
 #include "support/isa.h"
 
 namespace detent {
+
+constexpr int kMostAxes = 34;  // NumPy's 32, the group axis, and one to spare
 
 enum class WeightMetric { kNoClipping, kMse, kMae, kLp, kHmse };
 enum class WeightGrid { kPowerOfTwo, kSymmetric, kUniform };
@@ -41,27 +43,27 @@ struct WeightSearchSpec {
   int widths = 0;
 };
 
-// One array of logical shape [channels, size], element (c, i) found through up to 8 axes of strides (in elements).
+// An array read as rows that share a grid, through any strides.
 struct WeightView {
   const float* data = nullptr;
   int64_t channels = 1;  // rows: channels x groups
   int64_t size = 0;      // elements per row
   int channel_axes = 0;  // the first axes index rows, the rest the elements of a row, both in C order
   int axes = 0;
-  int64_t extent[34] = {};
-  int64_t stride[34] = {};
+  int64_t extent[kMostAxes] = {};
+  int64_t stride[kMostAxes] = {};  // in elements
 };
 
-// Results of row c at width w are at [w * channels + c]. `first` is the threshold or the lower limit, `second` the
-// upper.
+// Results of row c at width w are at [w * channels + c]: the threshold, or the lower and the upper limit, and the
+// error.
 struct WeightSearchResult {
   float* first = nullptr;
   float* second = nullptr;
   double* error = nullptr;
 };
 
-// Throws std::invalid_argument for a row with NaN, infinity, or a negative weight; the message names the row through
-// `row_name(row)` text "channel 3" when groups == 1, else "channel 3, group 1".
+// Throws std::invalid_argument for NaN, infinity or a negative importance, naming the first such channel, and the group
+// where there are several per channel.
 void search_weights(const WeightView& values, const WeightView* importance, const WeightSearchSpec& spec,
                     int64_t groups, const WeightSearchResult& result);
 
