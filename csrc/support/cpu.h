@@ -12,8 +12,8 @@ enum class Isa { kBaseline = 0, kAvx2 = 1, kAvx512 = 2 };
 // The set in use. Never better than the machine.
 Isa active_isa();
 
-// Switches the whole process, for tests and comparisons. Throws std::invalid_argument for a name that is unknown or that
-// this machine cannot run.
+// Switches the whole process, for tests and comparisons. Throws std::invalid_argument for a name that is unknown or
+// that this machine cannot run.
 void set_isa(const std::string& name);
 
 const char* isa_name(Isa isa);

@@ -14,32 +14,32 @@
 #include "support/cpu.h"
 
 #if defined(__x86_64__)
-#define DETENT_KERNEL_TABLE(Type, name)                   \
-  namespace baseline {                                    \
-  extern const Type name;                                 \
-  }                                                       \
-  namespace avx2 {                                        \
-  extern const Type name;                                 \
-  }                                                       \
-  namespace avx512 {                                      \
-  extern const Type name;                                 \
-  }                                                       \
-  inline const Type& name() {                             \
-    switch (active_isa()) {                               \
-      case Isa::kAvx512:                                  \
-        return avx512::name;                              \
-      case Isa::kAvx2:                                    \
-        return avx2::name;                                \
-      default:                                            \
-        return baseline::name;                            \
-    }                                                     \
-  }                                                       \
+#define DETENT_KERNEL_TABLE(Type, name) \
+  namespace baseline {                  \
+  extern const Type name;               \
+  }                                     \
+  namespace avx2 {                      \
+  extern const Type name;               \
+  }                                     \
+  namespace avx512 {                    \
+  extern const Type name;               \
+  }                                     \
+  inline const Type& name() {           \
+    switch (active_isa()) {             \
+      case Isa::kAvx512:                \
+        return avx512::name;            \
+      case Isa::kAvx2:                  \
+        return avx2::name;              \
+      default:                          \
+        return baseline::name;          \
+    }                                   \
+  }                                     \
   static_assert(true, "needs a semicolon")
 #else
-#define DETENT_KERNEL_TABLE(Type, name)                   \
-  namespace baseline {                                    \
-  extern const Type name;                                 \
-  }                                                       \
-  inline const Type& name() { return baseline::name; }    \
+#define DETENT_KERNEL_TABLE(Type, name)                \
+  namespace baseline {                                 \
+  extern const Type name;                              \
+  }                                                    \
+  inline const Type& name() { return baseline::name; } \
   static_assert(true, "needs a semicolon")
 #endif

@@ -38,7 +38,8 @@ std::atomic<int>& count_slot() {
     if (!forced || !*forced) return usable_cpus();
     char* rest = nullptr;
     const long count = std::strtol(forced, &rest, 10);
-    if (*rest) throw std::invalid_argument("DETENT_NUM_THREADS must be a whole number, got '" + std::string(forced) + "'");
+    if (*rest)
+      throw std::invalid_argument("DETENT_NUM_THREADS must be a whole number, got '" + std::string(forced) + "'");
     return checked_count(count);
   }()};
   return slot;

@@ -26,7 +26,7 @@ class ReportingGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            _complain("interrupted", "Nothing was left half-written.")
+            _complain("interrupted", "no file was left half-written")
             raise typer.Exit(EXIT_INTERRUPTED) from None
         except DetentError as error:
             if ctx.meta.get("debug"):

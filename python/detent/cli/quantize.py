@@ -23,7 +23,7 @@ def quantize(
     weights_bits: Annotated[int | None, typer.Option(help="Code width of all kernels.")] = None,
     activation_bits: Annotated[int | None, typer.Option(help="Code width of all activations.")] = None,
     weight_search: Annotated[str | None, typer.Option(help="exact or grid.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted calibration in OUT.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the calibration interrupted in OUT.")] = False,
     onnx: Annotated[bool, typer.Option(help="Write model.onnx.")] = True,
     debug: Debug = False,
 ) -> None:

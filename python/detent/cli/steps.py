@@ -34,6 +34,8 @@ def quantize_to_folder(
 ) -> None:
     """Quantize and write `plan.json`, `statistics.safetensors` and `model.onnx` into the folder `out`.
 
+    An interrupted calibration leaves `calibration.partial` there, which a run with `resume` continues.
+
     Raises:
         DetentError: whatever is wrong with the model, the data, the options or the folder.
     """
@@ -45,7 +47,9 @@ def quantize_to_folder(
     with _step(console, "capture"):
         example, _ = first_batch(data, model)
         graph = detent.capture(model, example)
-    partial = out / "calibration.partial" if resume else None
+    partial = out / "calibration.partial"
+    if not resume:
+        partial.unlink(missing_ok=True)
     with _step(console, "calibrate"):
         statistics = detent.calibrate(graph, data, progress=console.is_terminal, resume=partial)
         statistics.save(out / "statistics.safetensors")
@@ -59,8 +63,7 @@ def quantize_to_folder(
         with _step(console, "export"):
             detent.export(quantized, out / "model.onnx")
         written.append("model.onnx")
-    if partial is not None:
-        partial.unlink(missing_ok=True)
+    partial.unlink(missing_ok=True)
     console.print(f"written to {out}: {', '.join(written)}", markup=False, soft_wrap=True)
 
 
