@@ -25,7 +25,7 @@ from tests.exporters.hand_quantized import (
 from tests.exporters.networks import Attention, Residual, TiedWeights
 from torch import nn
 
-from detent.exporters import export, export_onnx, verify_onnx
+from detent.exporters import export, export_onnx, verify_onnx, verify_onnx_values
 from detent.records.grid import Grid
 
 
@@ -67,6 +67,14 @@ def test_residual_network_agrees_with_onnxruntime(exported: tuple[HandQuantized,
         assert agreement.largest_steps <= 1.0
         assert agreement.top1 is not None
         assert agreement.top1 >= 0.999
+
+
+def test_every_value_agrees_given_the_same_inputs(exported: tuple[HandQuantized, Path]) -> None:
+    qmodel, path = exported
+    values = verify_onnx_values(path, qmodel, images())
+    assert [value.name for value in values] == list(qmodel.plan.activations)
+    assert max(value.largest_steps for value in values) <= 1.0
+    assert max(value.off_fraction for value in values) <= 1e-4
 
 
 def test_eight_bit_storage_holds_every_narrower_grid(residual: nn.Module, tmp_path: Path) -> None:

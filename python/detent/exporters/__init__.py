@@ -9,11 +9,21 @@ from typing import Any, Final
 from detent._registry import Registry, unknown_name
 from detent.errors import ConfigError
 from detent.exporters.onnx_qdq import export_onnx
+from detent.exporters.onnx_values import ValueAgreement, verify_onnx_values
 from detent.exporters.onnx_verify import OnnxAgreement, verify_onnx
 from detent.exporters.subject import ExportableModel
 
-__all__ = ["EXPORTERS", "SUFFIXES", "ExportableModel", "OnnxAgreement", "export", "export_onnx", "verify_onnx"]
-
+__all__ = [
+    "EXPORTERS",
+    "SUFFIXES",
+    "ExportableModel",
+    "OnnxAgreement",
+    "ValueAgreement",
+    "export",
+    "export_onnx",
+    "verify_onnx",
+    "verify_onnx_values",
+]
 
 Exporter = Callable[..., Path]
 """Takes the model, the path and the format's own keyword options; returns the path."""

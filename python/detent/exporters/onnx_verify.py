@@ -18,7 +18,7 @@ from detent.exporters.onnx_qdq import require_extra
 from detent.exporters.subject import ExportableModel
 from detent.graph.roles import first_argument, role_of
 
-__all__ = ["OnnxAgreement", "verify_onnx"]
+__all__ = ["OnnxAgreement", "batches_of", "open_session", "run_session", "verify_onnx"]
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -71,18 +71,23 @@ def verify_onnx(
         ExportError: onnxruntime is missing, or cannot load or run the file.
     """
     tensors = [inputs] if isinstance(inputs, torch.Tensor) else list(inputs)
-    session = _open_session(Path(path), optimize)
+    session = open_session(str(path), optimize, Path(path))
     pairs: list[list[tuple[FloatArray, FloatArray]]] = []
     with torch.inference_mode():
-        for batch in _batches(qmodel, tensors, batch_size):
+        for batch in batches_of(qmodel, tensors, batch_size):
             expected = pytree.tree_leaves(_run_flat(qmodel.graph_module, batch))
             feeds = {spec.name: value.numpy() for spec, value in zip(qmodel.inputs, batch, strict=True)}
-            found = _run(session, feeds, Path(path))
+            found = run_session(session, feeds, Path(path))
             pairs.append([(want.numpy(), got) for want, got in zip(expected, found, strict=True)])
     return _compare(pairs, _output_steps(qmodel.graph_module))
 
 
-def _open_session(path: Path, optimize: bool) -> Any:
+def open_session(model: str | bytes, optimize: bool, path: Path) -> Any:
+    """An onnxruntime session for a file or its content.
+
+    Raises:
+        ExportError: onnxruntime is missing or cannot load the model.
+    """
     runtime = require_extra("onnxruntime")
     options = runtime.SessionOptions()
     level = runtime.GraphOptimizationLevel
@@ -92,20 +97,32 @@ def _open_session(path: Path, optimize: bool) -> Any:
     # Block-wise int4 kernels quantize activations on their own unless told not to.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     try:
-        return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise ExportError(f"onnxruntime cannot load the file: {error}", where=str(path)) from error
 
 
-def _run(session: Any, feeds: dict[str, npt.NDArray[Any]], path: Path) -> list[FloatArray]:
+def run_session(
+    session: Any, feeds: dict[str, npt.NDArray[Any]], path: Path, names: list[str] | None = None
+) -> list[FloatArray]:
+    """The named outputs, or all.
+
+    Raises:
+        ExportError: onnxruntime fails.
+    """
     try:
-        outputs: list[FloatArray] = session.run(None, feeds)
+        outputs: list[FloatArray] = session.run(names, feeds)
     except Exception as error:
         raise ExportError(f"onnxruntime cannot run the file: {error}", where=str(path)) from error
     return outputs
 
 
-def _batches(qmodel: ExportableModel, tensors: list[torch.Tensor], batch_size: int) -> Iterator[list[torch.Tensor]]:
+def batches_of(qmodel: ExportableModel, tensors: list[torch.Tensor], batch_size: int) -> Iterator[list[torch.Tensor]]:
+    """Inputs in batches the model takes.
+
+    Raises:
+        ConfigError: they do not fit the model.
+    """
     axes = [spec.batch_axis for spec in qmodel.inputs]
     if len(tensors) != len(axes):
         raise ConfigError(f"the model takes {len(axes)} inputs, got {len(tensors)}")
