@@ -77,10 +77,15 @@ def main() -> None:
     options = parser.parse_args()
     zoo = load_zoo(options.data)
     torch.manual_seed(0)
-    results = {network: measure(zoo, network, options) for network in options.networks}
-    if not options.no_write:
-        path = RESULTS / "accuracy.json"
-        path.write_text(json.dumps({"machine": machine(), "networks": results}, indent=1) + "\n", encoding="utf-8")
+    path = RESULTS / "accuracy.json"
+    for network in options.networks:
+        found = measure(zoo, network, options)
+        if options.no_write:
+            continue
+        # A network at a time, so that an interruption loses one table at most.
+        written = json.loads(path.read_text(encoding="utf-8"))["networks"] if path.exists() else {}
+        results = {"machine": machine(), "networks": dict(sorted({**written, network: found}.items()))}
+        path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
