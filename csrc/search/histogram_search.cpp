@@ -82,19 +82,24 @@ inline void open_first_cell(const SideTables& side, Lanes step, Sums* sums) {
   sums->occupied = linear_at(side.occupied, place);
 }
 
-// Adds level k + 1, that is the boundary b_k below it.
-template <SearchMetric metric>
-inline void add_level(const SideTables& side, Lanes step, double k, Sums* sums) {
+// Adds level k + 1, that is the boundary b_k below it; k is the same in all lanes. `inner`: below `inner_levels`, where
+// a look-up needs neither a clamp nor a test.
+template <SearchMetric metric, bool inner>
+inline void add_level(const SideTables& side, Lanes step, Lanes k, Sums* sums) {
+  const auto place_at = [&](double offset) {
+    const Lanes position = (k + offset) * step;
+    return inner ? locate_near(position) : locate_in(side, position);
+  };
   if constexpr (metric == SearchMetric::kKl) {
-    const Place place = locate_in(side, (k + 1.5) * step);
+    const Place place = place_at(1.5);
     const Lanes mass = mass_at(side, place), occupied = linear_at(side.occupied, place);
     sums->cells += mass_log(sums->mass - mass, sums->occupied - occupied);
     sums->mass = mass;
     sums->occupied = occupied;
   } else {
-    const Place boundary = locate_in(side, (k + 0.5) * step);
+    const Place boundary = place_at(0.5);
     if constexpr (metric == SearchMetric::kLp) {
-      const Place level = locate_in(side, (k + 1.0) * step);
+      const Place level = place_at(1.0);
       Lanes first, third;
       first_and_third_at(side, boundary, &first, &third);
       sums->first_boundaries += first;
@@ -104,9 +109,7 @@ inline void add_level(const SideTables& side, Lanes step, double k, Sums* sums) 
       sums->third_levels += third;
     } else {
       sums->first_boundaries += first_at(side, boundary);
-      if constexpr (metric == SearchMetric::kMae) {
-        sums->first_levels += first_at(side, locate_in(side, (k + 1.0) * step));
-      }
+      if constexpr (metric == SearchMetric::kMae) sums->first_levels += first_at(side, place_at(1.0));
     }
   }
 }
@@ -201,6 +204,17 @@ int64_t useful_levels(const SideTables& side, Lanes step, int64_t levels) {
   return boundaries < static_cast<double>(levels) ? static_cast<int64_t>(boundaries) : levels;
 }
 
+// How many of the `useful` levels lie inside the data, up to (k + 3/2) step, for the widest step of the block, and less
+// than kLanes bins apart from the first lane to the last. The margin is wider than a position's rounding.
+int64_t inner_levels(const SideTables& side, Lanes step, int64_t useful) {
+  constexpr double kMargin = 0x1p-20;
+  const double widest = step[kLanes - 1], spread = widest - step[0];
+  const double inside = side.end / widest;
+  const double near = spread > 0 ? (kLanes - 1 - kMargin) / spread : inside;
+  const double levels = (near < inside ? near : inside) - 2.0;
+  return levels >= static_cast<double>(useful) ? useful : levels > 0 ? static_cast<int64_t>(levels) : 0;
+}
+
 template <SearchMetric metric>
 ZeroCell make_zero_cell(const Tables& tables, Lanes step) {
   ZeroCell cell;
@@ -225,13 +239,31 @@ ZeroCell make_zero_cell(const Tables& tables, Lanes step) {
   return cell;
 }
 
-template <SearchMetric metric>
-Lanes run_side(const Tables& tables, const SideTables& side, Lanes step, int64_t levels, const ZeroCell& zero_cell) {
-  Sums sums;
-  if constexpr (metric == SearchMetric::kKl) open_first_cell(side, step, &sums);
-  const int64_t useful = useful_levels(side, step, levels);
-  for (int64_t k = 0; k < useful; ++k) add_level<metric>(side, step, static_cast<double>(k), &sums);
-  return finish<metric>(tables, side, step, static_cast<double>(levels), sums, zero_cell);
+// Errors of one side for several vectors of ascending steps, level by level together: neighbouring candidates find what
+// they look up in the same cache lines.
+template <SearchMetric metric, int Blocks>
+void run_side(const Tables& tables, const SideTables& side, const Lanes* steps, int64_t levels,
+              const ZeroCell* zero_cells, Lanes* errors) {
+  Sums sums[Blocks];
+  int64_t useful[Blocks], inner = levels;
+  for (int b = 0; b < Blocks; ++b) {
+    if constexpr (metric == SearchMetric::kKl) open_first_cell(side, steps[b], &sums[b]);
+    useful[b] = useful_levels(side, steps[b], levels);
+    const int64_t own = inner_levels(side, steps[b], useful[b]);
+    inner = own < inner ? own : inner;
+  }
+  Lanes k{};
+  for (int64_t added = 0; added < inner; ++added, k += 1.0) {
+#pragma GCC unroll 4
+    for (int b = 0; b < Blocks; ++b) add_level<metric, true>(side, steps[b], k, &sums[b]);
+  }
+  for (int b = 0; b < Blocks; ++b) {
+    Lanes outer = k;
+    for (int64_t added = inner; added < useful[b]; ++added, outer += 1.0) {
+      add_level<metric, false>(side, steps[b], outer, &sums[b]);
+    }
+    errors[b] = finish<metric>(tables, side, steps[b], static_cast<double>(levels), sums[b], zero_cells[b]);
+  }
 }
 
 Lanes load_block(const double* values, int64_t begin, int64_t count) {
@@ -240,20 +272,41 @@ Lanes load_block(const double* values, int64_t begin, int64_t count) {
   return lanes;
 }
 
+constexpr int kGroup = 4;  // vectors of candidates that `run_side` takes together
+
+template <SearchMetric metric, int Blocks>
+void evaluate_blocks(const Tables& tables, const double* steps, int64_t begin, int64_t count, int64_t positive_levels,
+                     int64_t negative_levels, double* errors) {
+  Lanes step[Blocks], positive[Blocks], negative[Blocks];
+  ZeroCell zero_cells[Blocks];
+  for (int b = 0; b < Blocks; ++b) {
+    step[b] = load_block(steps, begin + b * kLanes, count);
+    zero_cells[b] = make_zero_cell<metric>(tables, step[b]);
+  }
+  run_side<metric, Blocks>(tables, tables.positive, step, positive_levels, zero_cells, positive);
+  run_side<metric, Blocks>(tables, tables.negative, step, negative_levels, zero_cells, negative);
+  for (int b = 0; b < Blocks; ++b) {
+    const Lanes error = positive[b] + negative[b] + zero_cells[b].divergence;
+    const int64_t at = begin + b * kLanes;
+    for (int lane = 0; lane < kLanes && at + lane < count; ++lane) errors[at + lane] = error[lane];
+  }
+}
+
 template <SearchMetric metric>
 void fixed_levels(const Tables& tables, const double* steps, int64_t count, int64_t positive_levels,
                   int64_t negative_levels, double* errors) {
-  const int64_t blocks = (count + kLanes - 1) / kLanes;
-  // About 50 us of work before a thread is worth starting.
-  const int64_t least_blocks = 1 + 20000 / ((positive_levels + negative_levels + 16) * kLanes);
-  parallel_for(blocks, least_blocks, [&](int64_t block) {
-    const int64_t begin = block * kLanes;
-    const Lanes step = load_block(steps, begin, count);
-    const ZeroCell zero_cell = make_zero_cell<metric>(tables, step);
-    const Lanes error = run_side<metric>(tables, tables.positive, step, positive_levels, zero_cell) +
-                        run_side<metric>(tables, tables.negative, step, negative_levels, zero_cell) +
-                        zero_cell.divergence;
-    for (int lane = 0; lane < kLanes && begin + lane < count; ++lane) errors[begin + lane] = error[lane];
+  constexpr int64_t kSize = kGroup * kLanes;
+  // From 20 us of work (squares) to 140 us (divergences) before a thread is worth starting.
+  const int64_t least_groups = 1 + 40000 / ((positive_levels + negative_levels + 16) * kSize);
+  parallel_for((count + kSize - 1) / kSize, least_groups, [&](int64_t group) {
+    const int64_t begin = group * kSize;
+    if (begin + kSize <= count) {
+      evaluate_blocks<metric, kGroup>(tables, steps, begin, count, positive_levels, negative_levels, errors);
+    } else {
+      for (int64_t at = begin; at < count; at += kLanes) {
+        evaluate_blocks<metric, 1>(tables, steps, at, count, positive_levels, negative_levels, errors);
+      }
+    }
   });
 }
 
@@ -283,7 +336,7 @@ void run_curve(const Tables& tables, const SideTables& side, Lanes step, int64_t
   int64_t added = 0;
   for (int64_t levels = low; levels <= high; levels += stride) {
     for (; added < levels && added < useful; ++added) {
-      add_level<metric>(side, step, static_cast<double>(added), &sums);
+      add_level<metric, false>(side, step, broadcast(static_cast<double>(added)), &sums);
     }
     store(out, finish<metric>(tables, side, step, static_cast<double>(levels), sums, zero_cell));
     out += kLanes;

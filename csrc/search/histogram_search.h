@@ -33,13 +33,13 @@
 // Steps of at most one bin: levels are finer than what the histogram knows; inside the range the error is that of a
 //   uniform density, r^p / (2^p (p + 1)) per element (p = 2: r^2 / 12), and zero for Kullback-Leibler.
 //
-// Requires: counts finite and >= 0, at most 2^30 bins; bins - 1 < end <= bins, or bins = 0; steps positive and finite,
-//   at least one level.
+// Requires: counts finite and >= 0, at most 2^30 bins; bins - 1 < end <= bins, or bins = 0; steps positive, finite and
+//   ascending, at least one level.
 // NaN and infinity: the caller refuses them.
-// Summation order: per candidate, levels outwards from zero, one after the other; candidates are the vector lanes. So
-// the
-//   bits do not depend on the instruction set, the number of threads, or the other candidates.
-// Threads and memory: blocks of candidates run in parallel; a workspace of `workspace_size` doubles from the caller.
+// Summation order: per candidate, levels outwards from zero, one after the other; candidates are the vector lanes, some
+//   vectors taken together. So the bits do not depend on the instruction set, the number of threads, or the other
+//   candidates.
+// Threads and memory: groups of candidates run in parallel; a workspace of `workspace_size` doubles from the caller.
 #pragma once
 
 #include <cstdint>

@@ -236,8 +236,8 @@ def _drop_outliers(
 def _split(
     mass: DoubleVector, first_bin: int, width: float, minimum: float, maximum: float, zeros: float
 ) -> SplitHistogram:
-    occupied = np.flatnonzero(mass)
-    lowest, highest = int(occupied[0]) + first_bin, int(occupied[-1]) + first_bin
+    occupied = mass > 0
+    lowest, highest = int(occupied.argmax()) + first_bin, _bins_to_last(occupied) - 1 + first_bin
     if minimum > (lowest + 1) * width or maximum < highest * width:
         raise ValueError(
             f"minimum {minimum!r} and maximum {maximum!r} leave out occupied bins, which span "
@@ -256,15 +256,19 @@ def _split(
     negative = np.concatenate([np.zeros(max(-first_bin - len(mass), 0)), mass[:split][::-1]])
     positive, positive_end = _end_side(positive, maximum / width)
     negative, negative_end = _end_side(negative, -minimum / width)
-    present = np.concatenate([positive[positive > 0], negative[negative > 0]])
-    half_count = 0.5 * float(present.min() if len(present) else total)
+    least = min(float(np.where(side > 0, side, np.inf).min(initial=np.inf)) for side in (positive, negative))
+    half_count = 0.5 * (least if math.isfinite(least) else total)
     return SplitHistogram(Sides(positive, positive_end, negative, negative_end, zeros, half_count), width, total)
 
 
 def _end_side(mass: DoubleVector, extreme_bins: float) -> tuple[DoubleVector, float]:
     """Cut empty bins off the far end; the last bin left ends at the extreme value."""
-    occupied = np.flatnonzero(mass)
-    if not len(occupied):
+    bins = _bins_to_last(mass > 0)
+    if bins == 0:
         return np.zeros(0), 0.0
-    bins = int(occupied[-1]) + 1
     return np.ascontiguousarray(mass[:bins]), min(max(extreme_bins, bins - 1.0), float(bins))
+
+
+def _bins_to_last(occupied: npt.NDArray[np.bool_]) -> int:
+    """The number of bins up to the last occupied one. (`argmax` stops at the first hit; `nonzero` lists them all.)"""
+    return len(occupied) - int(occupied[::-1].argmax()) if occupied.any() else 0
