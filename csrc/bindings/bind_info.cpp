@@ -23,6 +23,7 @@ void register_info(py::module_& module) {
   module.def("set_isa", &set_isa, py::arg("name"), "Switch the whole process to another instruction set.");
   module.def("num_threads", &num_threads, "Threads the kernels use.");
   module.def("set_num_threads", &set_num_threads, py::arg("count"), "Set the threads the kernels use.");
+  module.def("limit_threads", &limit_threads, py::arg("count"), "Limit the threads of calls from this thread.");
 }
 
 }  // namespace detent::bindings

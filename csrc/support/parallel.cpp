@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstdlib>
 #include <exception>
+#include <limits>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -45,11 +46,15 @@ std::atomic<int>& count_slot() {
   return slot;
 }
 
+thread_local int calling_thread_limit = std::numeric_limits<int>::max();
+
 }  // namespace
 
-int num_threads() { return count_slot().load(std::memory_order_relaxed); }
+int num_threads() { return std::min(count_slot().load(std::memory_order_relaxed), calling_thread_limit); }
 
 void set_num_threads(int count) { count_slot().store(checked_count(count)); }
+
+void limit_threads(int count) { calling_thread_limit = checked_count(count); }
 
 void parallel_slices(int64_t tasks, int64_t min_tasks_per_thread, void (*body)(const void*, int64_t, int64_t),
                      const void* context) {

@@ -12,11 +12,16 @@
 
 namespace detent {
 
-// Threads in use: DETENT_NUM_THREADS, else the CPUs this process may run on.
+// Threads a call from this thread may use: DETENT_NUM_THREADS, else the CPUs this process may run on, within the limit
+// of the calling thread.
 int num_threads();
 
 // Throws std::invalid_argument unless count >= 1.
 void set_num_threads(int count);
+
+// At most `count` threads for calls from this thread from now on: for a caller that splits the work itself.
+// Throws std::invalid_argument unless count >= 1.
+void limit_threads(int count);
 
 // body(context, begin, end) for consecutive slices of [0, tasks).
 void parallel_slices(int64_t tasks, int64_t min_tasks_per_thread, void (*body)(const void*, int64_t, int64_t),

@@ -14,16 +14,20 @@ from detent.statistics.executor import Executor, prefers_channels_last
 from tests.statistics.networks import Constant, Residual, build, residual_graph, samples
 
 
-def watch(graph, names, show):
+def watch(graph, names):
     """An executor that shows the values of the given names."""
-    observers = {graph.find(name).node: (lambda value, name=name: show(name, value)) for name in names}
-    return Executor(graph.module, observers, graph.name_of)
+    return Executor(graph.module, [graph.find(name).node for name in names], graph.name_of)
+
+
+def run(graph, names, x, show):
+    """Run a batch and show the values of the given names by name."""
+    watch(graph, names).run([x], lambda index, value: show(names[index], value))
 
 
 def test_values_are_those_of_the_module():
     graph, x = residual_graph(), samples(10)
     seen = {}
-    watch(graph, ["linear", "x"], lambda name, value: seen.update({name: value.clone()})).run([x])
+    run(graph, ["linear", "x"], x, lambda name, value: seen.update({name: value.clone()}))
     assert torch.equal(seen["x"], x)
     torch.testing.assert_close(seen["linear"], build(Residual)(x).detach(), rtol=1e-5, atol=1e-5)
 
@@ -35,7 +39,7 @@ def test_convolutions_run_in_channels_last():
     def show(name, value):
         layouts[name] = value.is_contiguous(memory_format=torch.channels_last)
 
-    watch(graph, ["conv", "relu", "depthwise"], show).run([samples(4)])
+    run(graph, ["conv", "relu", "depthwise"], samples(4), show)
     assert all(layouts.values())
     for parameter in graph.module.parameters():
         assert parameter.is_contiguous()
@@ -67,19 +71,19 @@ def test_values_are_freed_after_their_last_use():
             assert alive["relu"]() is None
             assert alive["add"]() is None
 
-    watch(graph, ["conv", "relu", "add", "linear"], show).run([samples(4)])
+    run(graph, ["conv", "relu", "add", "linear"], samples(4), show)
     assert len(alive) == 4
 
 
 def test_what_nobody_asks_for_is_not_computed():
     graph = residual_graph()
-    executor = watch(graph, ["relu"], lambda name, value: None)
+    executor = watch(graph, ["relu"])
     assert not any("linear" in str(step.node.target) for step in executor._steps)
 
 
 def test_constants_are_computed_once():
     graph = capture(build(Constant), torch.zeros(2, 4, 6))
-    executor = watch(graph, ["linear"], lambda name, value: None)
+    executor = watch(graph, ["linear"])
     assert not any("embedding" in str(step.node.target) for step in executor._steps)
 
 
@@ -97,13 +101,13 @@ def hand_made(target, *, writes=False):
 
 def test_failures_name_the_layer():
     module, node = hand_made(torch.ops.aten.mm.default)
-    executor = Executor(module, {node: lambda value: None}, lambda failed: f"layer of {failed.name}")
+    executor = Executor(module, [node], lambda failed: f"layer of {failed.name}")
     with pytest.raises(CalibrationError, match="failed on a calibration batch") as caught:
-        executor.run([torch.zeros(3, 3)])
+        executor.run([torch.zeros(3, 3)], lambda index, value: None)
     assert "layer of mm" in str(caught.value)
 
 
 def test_models_that_change_their_state_are_refused():
     module, node = hand_made(torch.ops.aten.add_.Tensor, writes=True)
     with pytest.raises(UnsupportedOpError, match="changes its own state 'state'"):
-        Executor(module, {node: lambda value: None}, lambda failed: failed.name)
+        Executor(module, [node], lambda failed: failed.name)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import _thread
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from detent.errors import CalibrationError, FormatError
+from detent.records.statistics import read_statistics
 from detent.statistics import calibrate
+from detent.statistics.checkpoint import Checkpoint
+from detent.statistics.collector import Collector
 from tests.statistics.networks import residual_graph, samples
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,32 +60,44 @@ def test_interrupted_while_reading(graph, images, reference, tmp_path, after, er
     assert calibrate(graph, images, **options).to_bytes() == reference  # complete: nothing left to count
 
 
+@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("value", [0, 2, 5])
-def test_interrupted_inside_a_batch(graph, images, reference, tmp_path, value, monkeypatch):
-    """Some values have seen the batch and others not; each counts it once."""
-    from detent.statistics import collector
-
+def test_interrupted_inside_a_batch(graph, images, reference, tmp_path, value, threads, monkeypatch):
+    """Batches that are being counted are finished, and then everything is saved."""
     path = tmp_path / "partial.safetensors"
-    make = collector.Collector._observer
+    observe = Collector.observe
     seen = []
 
-    def interrupting(self, index):
-        observe = make(self, index)
+    def interrupting(self, index, tensor):
+        observe(self, index, tensor)
+        if index == value:
+            seen.append(index)
+            if len(seen) == 3:
+                _thread.interrupt_main()
 
-        def observer(tensor):
-            observe(tensor)
-            if index == value:
-                seen.append(tensor)
-                if len(seen) == 3:
-                    raise KeyboardInterrupt
-
-        return observer
-
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
     with monkeypatch.context() as patch:
-        patch.setattr(collector.Collector, "_observer", interrupting)
-        with pytest.raises(KeyboardInterrupt, match="after 48 samples"):
+        patch.setattr(Collector, "observe", interrupting)
+        with pytest.raises(KeyboardInterrupt, match="resume="):
             calibrate(graph, images, progress=False, batch_size=16, resume=path)
+    assert torch.get_num_threads() == threads
+    torch.set_num_threads(before)
+    assert 48 <= read_statistics(path)[0].samples < 150
     assert calibrate(graph, images, progress=False, batch_size=16, resume=path).to_bytes() == reference
+
+
+def test_finished_work_is_not_lost_to_a_full_disk(graph, images, reference, tmp_path, monkeypatch):
+    def full(self, path):
+        raise FormatError("cannot write the file: No space left on device", where=str(path))
+
+    monkeypatch.setattr(Checkpoint, "save", full)
+    options = {"progress": False, "batch_size": 16, "resume": tmp_path / "partial.safetensors"}
+    statistics = calibrate(graph, images, save_every=100, **options)
+    assert any("No space left on device" in note for note in statistics.notes)
+    assert replace(statistics, notes=()).to_bytes() == reference
+    with pytest.raises(FormatError, match="No space left"):
+        calibrate(graph, images, save_every=2, **options)
 
 
 def test_killed_and_resumed(graph, images, reference, tmp_path):
@@ -144,6 +161,11 @@ def test_damaged_resume_file(graph, images, partial):
         calibrate(graph, images, progress=False, batch_size=16, resume=partial)
 
 
-def test_resume_in_a_missing_folder(graph, images, tmp_path):
+def test_resume_where_nothing_can_be_written(graph, images, tmp_path):
+    def unread():
+        raise AssertionError("the data are not touched")
+
+    with pytest.raises(FormatError, match="Is a directory"):
+        calibrate(graph, unread, progress=False, resume=tmp_path)
     with pytest.raises(FormatError, match="cannot write the file"):
-        calibrate(graph, images, progress=False, resume=tmp_path / "missing" / "partial.safetensors")
+        calibrate(graph, unread, progress=False, resume=tmp_path / "missing" / "partial.safetensors")

@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 from pathlib import Path
+from typing import Final
 
 from detent.errors import FormatError
 
-__all__ = ["read_text", "write_atomically"]
+__all__ = ["check_writable", "read_text", "write_atomically"]
+
+_REMEDY: Final = "check that the folder exists, is writable and has room; nothing was left half-written"
+
+
+def check_writable(path: Path) -> None:
+    """Make sure that a file can be made at `path`, before work begins whose result shall go there.
+
+    Raises:
+        FormatError: it cannot, or `path` is a folder.
+    """
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.TemporaryFile(prefix=f".{path.name}.", dir=path.parent):
+            pass
+    except OSError as error:
+        raise _unwritable(path, error) from error
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -33,15 +52,15 @@ def write_atomically(path: Path, data: bytes) -> None:
         Path(temporary).replace(path)
         temporary = None
     except OSError as error:
-        raise FormatError(
-            f"cannot write the file: {error.strerror or error}",
-            where=str(path),
-            remedy="check that the folder exists, is writable and has room; nothing was left half-written",
-        ) from error
+        raise _unwritable(path, error) from error
     finally:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 Path(temporary).unlink()
+
+
+def _unwritable(path: Path, error: OSError) -> FormatError:
+    return FormatError(f"cannot write the file: {error.strerror or error}", where=str(path), remedy=_REMEDY)
 
 
 def read_text(path: Path) -> str:

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from detent.errors import CalibrationError, ConfigError
+from detent.errors import CalibrationError, ConfigError, FormatError
 from detent.graph import Graph
+from detent.records.files import check_writable
 from detent.records.statistics import Statistics
 from detent.statistics.batches import Batch, SampleDigest, SampleQueue, pad
 from detent.statistics.checkpoint import Checkpoint, read_checkpoint
-from detent.statistics.collector import Collector
+from detent.statistics.collector import Collector, merge
 from detent.statistics.data import Data, checked_batches, expected_samples
 from detent.statistics.diagnosis import check_weights, describe_node, nonfinite_error
 from detent.statistics.executor import Executor
 from detent.statistics.inputs import note
 from detent.statistics.observation import observed_values
+from detent.statistics.workers import Counted, Job, Workers, worker_count
 
 __all__ = ["calibrate"]
 
@@ -77,21 +79,6 @@ def calibrate(
     return run.statistics()
 
 
-@dataclass(frozen=True)
-class _Counted:
-    """How far the run is. Replaced as a whole, so that an interruption finds either the old state or the new one.
-
-    Args:
-        samples: samples counted in every value.
-        digest: hash of these samples.
-        current: the batch being counted, if some values may have seen it and others not, and its number of samples.
-    """
-
-    samples: int
-    digest: SampleDigest
-    current: tuple[Batch, int] | None = None
-
-
 class _Run:
     """One pass over the data, with its checkpoints."""
 
@@ -114,30 +101,18 @@ class _Run:
         observations = observed_values(graph, values, notes)
         if not channels:
             observations = [replace(observation, channel_axis=None) for observation in observations]
-        names = [observation.name for observation in observations]
-        self._checkpoint: Checkpoint | None = None
-        if path is not None:
-            self._checkpoint = read_checkpoint(path, fingerprint=self._fingerprint, names=names, batch_size=batch_size)
-        earlier = self._checkpoint.statistics if self._checkpoint else None
-        if earlier is not None and any(
-            (earlier[one.name].channel_mean is None) != (one.channel_axis is None) for one in observations
-        ):
-            raise CalibrationError(
-                "the interrupted run collected other figures per channel",
-                where=str(path),
-                remedy="continue with the same `channels`, or with another `resume` path",
-            )
-        self._collector = Collector(observations, earlier)
-        observers = {
-            observation.value.node: observer
-            for observation, observer in zip(observations, self._collector.observers(), strict=True)
-        }
-        self._executor = Executor(graph.module, observers, lambda node: describe_node(graph, node))
-        self._counted = _Counted(0, SampleDigest(graph.inputs))
+        self._observations = observations
+        self._separable = all(observation.attributed or observation.constant for observation in observations)
+        nodes = [observation.value.node for observation in observations]
+        self._executor = Executor(graph.module, nodes, lambda node: describe_node(graph, node))
+        self._checkpoint = None if path is None else self._read_checkpoint(path)
+        self._collectors: list[Collector] = []
+        self._counted = Counted(0, "")
+        self._digest = SampleDigest(graph.inputs)
 
     def statistics(self) -> Statistics:
-        """What has been counted so far."""
-        return Statistics(self._collector.result(), self._counted.samples, self._fingerprint, tuple(self._notes))
+        """What has been counted so far; no batch may be on its way."""
+        return Statistics(merge(self._collectors), self._counted.samples, self._fingerprint, tuple(self._notes))
 
     def skip_counted(self, queue: SampleQueue) -> None:
         """Pass over the samples the checkpoint has counted, making sure that they are the same.
@@ -148,82 +123,104 @@ class _Run:
         if self._checkpoint is None:
             return
         missing = self._checkpoint.statistics.samples
-        digest = self._counted.digest
         while missing:
             batch = queue.pull(min(missing, self._batch_size))
             if not batch:
                 break
-            digest.update(batch)
+            self._digest.update(batch)
             missing -= queue.size(batch)
-        if missing or digest.hexdigest() != self._checkpoint.data_digest:
+        if missing or self._digest.hexdigest() != self._checkpoint.data_digest:
             samples = self._checkpoint.statistics.samples
             raise CalibrationError(
                 f"the data do not begin with the {samples} samples that were counted before the interruption",
                 where=str(self._path),
                 remedy="give the same data in the same order (a DataLoader without shuffle), or another `resume` path",
             )
-        self._counted = _Counted(self._checkpoint.statistics.samples, digest)
+        self._counted = Counted(self._checkpoint.statistics.samples, self._digest.hexdigest())
 
     def count_rest(self, queue: SampleQueue, show: Callable[[int], None]) -> None:
         """Count everything the queue still has, and save what is counted if the run ends early."""
+        # Operators that draw random numbers would draw others if two batches ran at the same time.
+        workers_wanted = 1 if self._executor.draws_random_numbers else worker_count()
+        earlier = None if self._checkpoint is None else self._checkpoint.statistics
+        self._collectors = [
+            Collector(self._observations, None if worker else earlier) for worker in range(workers_wanted)
+        ]
+        self._executor.show_constants(self._collectors[0].observe)
         show(self._counted.samples)
-        batches = 0
-        try:
-            while batch := queue.pull(self._batch_size):
-                self._count(batch, queue.size(batch))
-                show(self._counted.samples)
-                batches += 1
-                if batches % self._save_every == 0:
-                    self._save()
-        except KeyboardInterrupt:
-            if self._path is not None:
-                self._finish_current()
-                self._save()
-            raise KeyboardInterrupt(self._interruption()) from None
-        except Exception:
-            # The data source failed between two batches: what is counted is sound. Inside a batch it is not.
-            if self._counted.current is None and self._counted.samples:
-                self._save()
-            raise
-        self._save()
+        with Workers(self._collectors, self._count, self._counted, show) as workers:
+            try:
+                self._hand_out(queue, workers)
+            except KeyboardInterrupt:
+                if self._path is not None and workers.stop():
+                    self._save(workers)
+                raise KeyboardInterrupt(self._interruption(workers.counted.samples)) from None
+            self._counted = workers.counted
 
-    def _count(self, batch: Batch, samples: int) -> None:
+    def _hand_out(self, queue: SampleQueue, workers: Workers) -> None:
+        handed_out, batches = self._counted.samples, 0
+        while True:
+            try:
+                batch = queue.pull(self._batch_size)
+            except Exception:
+                # The data source failed, not the model: what is counted is sound.
+                workers.drain()
+                self._save(workers)
+                raise
+            if not batch:
+                break
+            job = self._job(batch, queue.size(batch), handed_out)
+            workers.submit(job)
+            handed_out, batches = handed_out + job.samples, batches + 1
+            if self._path is not None and batches % self._save_every == 0:
+                workers.drain()
+                self._save(workers)
+        workers.drain()
+        try:
+            self._save(workers)
+        except FormatError as error:
+            # The work is finished; it is not thrown away because the way back to it could not be stored.
+            note(self._notes, f"the `resume` file was not brought up to date: {error}")
+
+    def _job(self, batch: Batch, samples: int, before: int) -> Job:
         missing = self._batch_size - samples
-        if missing and not self._collector.separable:
+        if missing and not self._separable:
             self._refuse_fixed_rest(samples)
             missing = 0
             note(self._notes, "some values mix samples: the last batch was not padded, and they depend on the batching")
         padded = pad(batch, self._graph.inputs, missing)
-        self._collector.begin(samples)
-        self._counted = replace(self._counted, current=(padded, samples))
-        self._executor.run(padded)
-        self._commit()
+        if self._path is None:
+            return Job(padded, samples, before, "")
+        self._digest.update(padded, samples)
+        return Job(padded, samples, before, self._digest.hexdigest())
 
-    def _finish_current(self) -> None:
-        """Count the interrupted batch in the values that have not seen it."""
-        if self._counted.current is not None:
-            padded, samples = self._counted.current
-            self._collector.begin(samples, repeating=True)
-            self._executor.run(padded)
-            self._commit()
-
-    def _commit(self) -> None:
-        if self._counted.current is None:
-            return
-        padded, samples = self._counted.current
-        bad = self._collector.nonfinite()
+    def _count(self, job: Job, collector: Collector) -> None:
+        collector.begin(job.samples)
+        self._executor.run(job.batch, collector.observe)
+        bad = collector.nonfinite()
         if bad is not None:
-            raise nonfinite_error(self._graph, bad, padded, self._counted.samples)
-        digest = self._counted.digest
-        if self._path is not None:
-            digest = digest.copy()
-            digest.update(padded, samples)
-        self._counted = _Counted(self._counted.samples + samples, digest)
+            raise nonfinite_error(self._graph, bad, job.batch, job.before)
 
-    def _save(self) -> None:
-        if self._path is not None:
-            digest = self._counted.digest.hexdigest()
+    def _save(self, workers: Workers) -> None:
+        self._counted = workers.counted
+        if self._path is not None and self._counted.samples:
+            digest = self._counted.digest
             Checkpoint(statistics=self.statistics(), batch_size=self._batch_size, data_digest=digest).save(self._path)
+
+    def _read_checkpoint(self, path: Path) -> Checkpoint | None:
+        check_writable(path)
+        names = [observation.name for observation in self._observations]
+        checkpoint = read_checkpoint(path, fingerprint=self._fingerprint, names=names, batch_size=self._batch_size)
+        if checkpoint is not None and any(
+            (checkpoint.statistics[one.name].channel_mean is None) != (one.channel_axis is None)
+            for one in self._observations
+        ):
+            raise CalibrationError(
+                "the interrupted run collected other figures per channel",
+                where=str(path),
+                remedy="continue with the same `channels`, or with another `resume` path",
+            )
+        return checkpoint
 
     def _refuse_fixed_rest(self, samples: int) -> None:
         if not self._graph.batch.dynamic:
@@ -232,8 +229,7 @@ class _Run:
                 remedy=f"give a multiple of {self._batch_size} samples, or capture the model with a dynamic batch",
             )
 
-    def _interruption(self) -> str:
-        samples = self._counted.samples
+    def _interruption(self, samples: int) -> str:
         if self._path is None:
             return f"calibration stopped after {samples} samples; give `resume` a path to be able to continue"
         return f"calibration stopped after {samples} samples; the same call with resume={str(self._path)!r} continues"

@@ -8,10 +8,9 @@ import torch
 
 from detent.kernels.statistics import StatisticsAccumulator
 from detent.records.statistics import TensorStatistics
-from detent.statistics.executor import Observer
 from detent.statistics.observation import Observation
 
-__all__ = ["Collector"]
+__all__ = ["Collector", "merge"]
 
 
 class Collector:
@@ -26,63 +25,43 @@ class Collector:
         self, observations: Sequence[Observation], earlier: Mapping[str, TensorStatistics] | None = None
     ) -> None:
         self.observations = observations
-        self._accumulators = [
+        self.accumulators = [
             StatisticsAccumulator(observation.channel_axis)
             if earlier is None
             else StatisticsAccumulator.from_state(dict(earlier[observation.name].state))
             for observation in observations
         ]
         self._samples = 0
-        self._seen_before: list[int] = []
-        self._repeating = False
 
-    @property
-    def separable(self) -> bool:
-        """Whether padding can be left out of every value."""
-        return all(observation.attributed or observation.constant for observation in self.observations)
-
-    def observers(self) -> list[Observer]:
-        """One observer per observation, in order."""
-        return [self._observer(index) for index in range(len(self.observations))]
-
-    def begin(self, samples: int, *, repeating: bool = False) -> None:
-        """Announce a batch whose first `samples` samples count.
-
-        Args:
-            samples: samples that are not padding.
-            repeating: it is the batch that was interrupted before; values that saw it already leave it out.
-        """
-        if not repeating:
-            self._seen_before = [accumulator.samples for accumulator in self._accumulators]
+    def begin(self, samples: int) -> None:
+        """Announce a batch whose first `samples` samples count; the others are padding."""
         self._samples = samples
-        self._repeating = repeating
+
+    def observe(self, index: int, value: torch.Tensor) -> None:
+        """Count the value of the observation at `index`."""
+        observation, accumulator = self.observations[index], self.accumulators[index]
+        if observation.constant and accumulator.samples:
+            return
+        rows = observation.samples_first(value).numpy()
+        accumulator.update(rows, self._samples if observation.attributed else None)
 
     def nonfinite(self) -> Observation | None:
         """The first value, in the order of the graph, in which a NaN or an infinity was counted."""
-        for observation, accumulator in zip(self.observations, self._accumulators, strict=True):
+        for observation, accumulator in zip(self.observations, self.accumulators, strict=True):
             if accumulator.nonfinite:
                 return observation
         return None
 
-    def result(self) -> dict[str, TensorStatistics]:
-        """The statistics so far, by value name."""
-        return {
-            observation.name: TensorStatistics.of(accumulator, constant=observation.constant)
-            for observation, accumulator in zip(self.observations, self._accumulators, strict=True)
-        }
 
-    def _observer(self, index: int) -> Observer:
-        observation, accumulator = self.observations[index], self._accumulators[index]
-
-        def observe(value: torch.Tensor) -> None:
-            # The kernel's own count tells whether this value saw the batch before an interruption.
-            if self._repeating and accumulator.samples != self._seen_before[index]:
-                return
-            rows = observation.samples_first(value).numpy()
-            accumulator.update(rows, self._samples if observation.attributed else None)
-
-        def observe_once(value: torch.Tensor) -> None:
-            if not accumulator.samples:
-                accumulator.update(observation.samples_first(value).numpy())
-
-        return observe_once if observation.constant else observe
+def merge(collectors: Sequence[Collector]) -> dict[str, TensorStatistics]:
+    """What collectors of the same observations have counted together, by value name; they may go on."""
+    merged = {}
+    for index, observation in enumerate(collectors[0].observations):
+        parts = [collector.accumulators[index] for collector in collectors]
+        seen = [part for part in parts if part.samples] or parts[:1]
+        both = seen[0].copy()
+        # A constant counts once, whoever has seen it.
+        for part in seen[1:] if not observation.constant else ():
+            both.merge(part)
+        merged[observation.name] = TensorStatistics.of(both, constant=observation.constant)
+    return merged

@@ -63,7 +63,7 @@ def nonfinite_error(graph: Graph, observation: Observation, batch: Batch, first_
     kinds: list[str] = []
     rows_found: list[int] = []
 
-    def locate(value: torch.Tensor) -> None:
+    def locate(_: int, value: torch.Tensor) -> None:
         rows = observation.samples_first(value)
         bad = ~torch.isfinite(rows).reshape(len(rows), -1).all(dim=1)
         if bool(bad.any()):
@@ -71,7 +71,9 @@ def nonfinite_error(graph: Graph, observation: Observation, batch: Batch, first_
             rows_found.append(int(bad.nonzero()[0]))
 
     node = observation.value.node
-    Executor(graph.module, {node: locate}, lambda failed: describe_node(graph, failed)).run(batch)
+    executor = Executor(graph.module, [node], lambda failed: describe_node(graph, failed))
+    executor.show_constants(locate)
+    executor.run(batch, locate)
     kind = kinds[0] if kinds else "NaN or infinity"
     if observation.attributed and rows_found:
         sample = f"sample {first_sample + rows_found[0]}"

@@ -1,8 +1,8 @@
-"""Runs a captured graph node by node, shows chosen values to observers, and frees every value after its last use."""
+"""Runs a captured graph node by node, shows the watched values, and frees every value after its last use."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,8 +14,8 @@ from detent.errors import CalibrationError, UnsupportedOpError
 
 __all__ = ["Executor", "Observer", "prefers_channels_last"]
 
-Observer = Callable[[torch.Tensor], None]
-"""Sees one value of one batch; must not keep or change it."""
+Observer = Callable[[int, torch.Tensor], None]
+"""Sees the value of a watched node, given by its place in the list, for one batch; must not keep or change it."""
 
 aten: Final = torch.ops.aten
 
@@ -43,37 +43,34 @@ class _Step:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     out: int
-    observer: Observer | None
+    watched: int | None
     release: tuple[int, ...]
 
 
 class Executor:
-    """A graph made ready to run many batches.
+    """A graph made ready to run many batches, several at the same time if need be.
 
     Two-dimensional convolutions run in channels-last layout, which is faster on CPUs; the weights are converted once,
-    in a copy. What does not depend on the inputs is computed once, what no observer depends on not at all.
+    in a copy. What does not depend on the inputs is computed once, what no watched node depends on not at all.
 
     Args:
         module: the captured graph.
-        observers: what is called with a node's value, by node. Values that do not depend on the inputs are shown once,
-            here.
+        watched: the nodes whose values are shown.
         describe: names a node for errors: layer and source line.
 
     Raises:
         UnsupportedOpError: the graph changes its own parameters or buffers while it runs.
     """
 
-    def __init__(
-        self, module: fx.GraphModule, observers: Mapping[fx.Node, Observer], describe: Callable[[fx.Node], str]
-    ) -> None:
+    def __init__(self, module: fx.GraphModule, watched: Sequence[fx.Node], describe: Callable[[fx.Node], str]) -> None:
         self._module = module
         self._describe = describe
         self._nodes = list(module.graph.nodes)
         self._slots = {node: index for index, node in enumerate(self._nodes)}
-        self._observers = observers
+        self._watched = {node: index for index, node in enumerate(watched)}
         self._placeholders = [node for node in self._nodes if node.op == "placeholder"]
         self._channels_last = prefers_channels_last(module)
-        needed = _ancestors(observers)
+        needed = _ancestors(watched)
         varying = _depending_on_inputs(module)
         self._constants: list[Any] = [None] * len(self._nodes)
         with torch.inference_mode():
@@ -82,11 +79,28 @@ class Executor:
                     self._constants[self._slots[node]] = self._compute_constant(node)
         self._steps = self._compile([node for node in self._nodes if node in needed and node in varying])
 
-    def run(self, inputs: Sequence[torch.Tensor]) -> None:
-        """Run one batch; observers are called as their values appear.
+    @property
+    def draws_random_numbers(self) -> bool:
+        """Whether an operator reads torch's random state, so that the order of the batches matters."""
+        functions = (step.node.target for step in self._steps)
+        return any(
+            isinstance(function, OpOverload) and torch.Tag.nondeterministic_seeded in function.tags
+            for function in functions
+        )
+
+    def show_constants(self, observer: Observer) -> None:
+        """Show the watched values that do not depend on the inputs."""
+        for node, index in self._watched.items():
+            value = self._constants[self._slots[node]]
+            if value is not None:
+                observer(index, value)
+
+    def run(self, inputs: Sequence[torch.Tensor], observer: Observer) -> None:
+        """Run one batch, showing the watched values that depend on the inputs as they appear. Safe in several threads.
 
         Args:
             inputs: one tensor per placeholder, in order. The model may write into them.
+            observer: sees the values.
 
         Raises:
             CalibrationError: an operator failed; names the layer.
@@ -105,8 +119,8 @@ class Executor:
                         where=self._describe(step.node),
                         remedy="run the model itself on this batch; the data may not be what it was captured with",
                     ) from error
-                if step.observer is not None:
-                    step.observer(value)
+                if step.watched is not None:
+                    observer(step.watched, value)
                 for slot in step.release:
                     values[slot] = None
 
@@ -123,7 +137,7 @@ class Executor:
                 self._check_writes(node)
                 function, args, kwargs = self._callable(node), self._slotted(node.args), self._slotted(node.kwargs)
             release = tuple(releases.get(node, ()))
-            steps.append(_Step(node, function, args, kwargs, self._slots[node], self._observers.get(node), release))
+            steps.append(_Step(node, function, args, kwargs, self._slots[node], self._watched.get(node), release))
         return steps
 
     def _callable(self, node: fx.Node) -> Callable[..., Any]:
@@ -148,9 +162,6 @@ class Executor:
         else:
             args, kwargs = _fill(self._slotted(node.args), self._constants), self._slotted(node.kwargs)
             value = self._callable(node)(*args, **_fill(kwargs, self._constants))
-        observer = self._observers.get(node)
-        if observer is not None:
-            observer(value)
         return value
 
     def _laid_out(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -187,7 +198,7 @@ def prefers_channels_last(module: fx.GraphModule) -> bool:
     return bool(targets & _CHANNELS_LAST_OPS) and not targets & _LAYOUT_BOUND_OPS
 
 
-def _ancestors(nodes: Mapping[fx.Node, Observer]) -> set[fx.Node]:
+def _ancestors(nodes: Collection[fx.Node]) -> set[fx.Node]:
     found: set[fx.Node] = set()
     stack = list(nodes)
     while stack:

@@ -1,0 +1,148 @@
+"""Batches run side by side, each in one thread with accumulators of its own.
+
+Statistics merge exactly, so whole batches can be spread over the cores: an operator on one core does not wait for
+others, and its result cannot depend on how torch would have split it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from queue import SimpleQueue
+from threading import Lock
+from typing import Final, NamedTuple
+
+import torch
+
+from detent.kernels.threads import limit_threads, num_threads
+from detent.statistics.batches import Batch
+from detent.statistics.collector import Collector
+
+__all__ = ["Counted", "Job", "Workers", "worker_count"]
+
+_SIDE_BY_SIDE: Final = 4
+"""Batches alive at once, at most: each holds its activations in memory. Further cores work inside a batch."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A batch to count.
+
+    Args:
+        batch: the model's inputs.
+        samples: how many of its samples count; the others are padding.
+        before: samples counted before it.
+        digest: hash of all samples up to its end; empty if nobody needs it.
+    """
+
+    batch: Batch
+    samples: int
+    before: int
+    digest: str
+
+
+class Counted(NamedTuple):
+    """How far the data are counted.
+
+    Args:
+        samples: samples counted in every value.
+        digest: hash of these samples; empty if nobody needs it.
+    """
+
+    samples: int
+    digest: str
+
+
+class Workers:
+    """Threads that count batches. A thread is never interrupted: a batch is counted in all values or in none.
+
+    Args:
+        collectors: one per worker.
+        count: runs a job with a worker's collector; raises what is wrong with it.
+        start: what the collectors have counted before.
+        show: told the number of samples counted, now and then.
+    """
+
+    def __init__(
+        self,
+        collectors: Sequence[Collector],
+        count: Callable[[Job, Collector], None],
+        start: Counted,
+        show: Callable[[int], None],
+    ) -> None:
+        self._threads = torch.get_num_threads()
+        self._size = len(collectors)
+        self._idle: SimpleQueue[Collector] = SimpleQueue()
+        for collector in collectors:
+            self._idle.put(collector)
+        self._count = count
+        self._show = show
+        self._pool = ThreadPoolExecutor(self._size, "detent-calibrate", initializer=self._share_cores)
+        self._pending: deque[Future[None]] = deque()
+        self._lock = Lock()
+        self._counted = start
+        self._failed = False
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(self._threads)
+
+    @property
+    def counted(self) -> Counted:
+        """How far the data are counted; true while no batch is being run."""
+        return self._counted
+
+    def submit(self, job: Job) -> None:
+        """Hand over a batch; waits until a worker is free.
+
+        Raises:
+            Exception: what went wrong in an earlier batch; the first in the order of the data.
+        """
+        while len(self._pending) >= self._size:
+            self._await_first()
+        self._pending.append(self._pool.submit(self._run, job))
+
+    def drain(self) -> None:
+        """Wait until every batch is counted.
+
+        Raises:
+            Exception: what went wrong; in the first such batch in the order of the data.
+        """
+        while self._pending:
+            self._await_first()
+
+    def stop(self) -> bool:
+        """Take no more batches and wait for the last one; whether all of them were counted."""
+        self._pool.shutdown(wait=True)
+        return not self._failed
+
+    def _await_first(self) -> None:
+        self._pending[0].result()
+        self._pending.popleft()
+        self._show(self._counted.samples)
+
+    def _run(self, job: Job) -> None:
+        collector = self._idle.get()
+        try:
+            self._count(job, collector)
+        except BaseException:
+            self._failed = True
+            raise
+        finally:
+            self._idle.put(collector)
+        with self._lock:
+            self._counted = max(self._counted, Counted(job.before + job.samples, job.digest))
+
+    def _share_cores(self) -> None:
+        torch.set_num_threads(max(1, self._threads // self._size))
+        limit_threads(max(1, num_threads() // self._size))
+
+
+def worker_count() -> int:
+    """Workers that keep torch's threads busy."""
+    return min(torch.get_num_threads(), _SIDE_BY_SIDE)
