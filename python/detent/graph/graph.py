@@ -263,7 +263,7 @@ class Graph:
             else:
                 tensor = self.tensor(node).detach().cpu().contiguous()
                 digest.update(repr((tensor.dtype, tuple(tensor.shape))).encode())
-                digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+                digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     @property

@@ -16,6 +16,7 @@ from detent.graph.placement import ActivationPoint, Placement, WeightPoint
 from detent.graph.tensors import read_tensor
 from detent.kernels.histogram_search import HistogramSearch, search_histogram
 from detent.kernels.statistics import StatisticsAccumulator
+from detent.kernels.threads import map_in_threads
 from detent.kernels.weight_search import search_weights as search_kernel
 from detent.records.grid import Grid
 from detent.records.plan import TensorPlan
@@ -131,7 +132,12 @@ def search_weights(
         CalibrationError: a kernel holds NaN or infinity.
         ConfigError: the target does not offer the requested width.
     """
-    return {layer: _plan_weight(graph, point, target, config) for layer, point in placement.weights.items()}
+
+    def entry(point: WeightPoint) -> TensorPlan:
+        return _plan_weight(graph, point, target, config)
+
+    points = placement.weights
+    return dict(zip(points, map_in_threads(entry, points.values()), strict=True))
 
 
 def _plan_weight(graph: Graph, point: WeightPoint, target: Target, config: QuantizationConfig) -> TensorPlan:
