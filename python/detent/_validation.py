@@ -11,9 +11,9 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from detent._registry import unknown_name
-from detent.errors import ConfigError
+from detent.errors import ConfigError, FormatError
 
-__all__ = ["FrozenModel", "config_error", "validate"]
+__all__ = ["FrozenModel", "config_error", "parse_json", "validate"]
 
 
 class FrozenModel(BaseModel):
@@ -36,6 +36,33 @@ def validate(model: type[Model], data: object, *, where: str) -> Model:
         return model.model_validate_json(json.dumps(data))
     except ValidationError as error:
         raise config_error(error, model, where=where) from None
+
+
+def parse_json(text: str, where: str, *, remedy: str) -> Any:
+    """Parse JSON that a person may have edited.
+
+    Raises:
+        ConfigError: an object has the same key twice.
+        FormatError: this is not JSON.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_without_repeats)
+    except ConfigError as error:
+        raise ConfigError(error.what, where=where) from None
+    except ValueError as error:
+        raise FormatError(f"not valid JSON: {error}", where=where, remedy=remedy) from None
+    except RecursionError:
+        raise FormatError("not valid JSON: nested too deeply", where=where, remedy=remedy) from None
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # JSON lets the last of two equal keys win; in a file written by hand that hides a mistake.
+    data: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in data:
+            raise ConfigError(f"key {key!r} is written twice in one object")
+        data[key] = value
+    return data
 
 
 def config_error(error: ValidationError, model: type[BaseModel], *, where: str | None = None) -> ConfigError:

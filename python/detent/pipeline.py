@@ -21,7 +21,7 @@ from detent.quantized import QuantizedModel, assemble
 from detent.records.plan import QuantPlan
 from detent.records.statistics import Statistics
 from detent.statistics import calibrate, first_batch
-from detent.targets import load_target
+from detent.targets import Target, load_target, target_names
 from detent.thresholds import make_room_for_biases, search_activations, search_weights
 from detent.transforms import fold_batch_norm
 
@@ -50,7 +50,7 @@ def plan(
     graph: Graph,
     stats: Statistics,
     *,
-    target: str | Path = "default",
+    target: str | Path | Target = "default",
     config: QuantizationConfig | Mapping[str, Any] | None = None,
     **options: Any,
 ) -> QuantPlan:
@@ -67,8 +67,10 @@ def plan(
         ConfigError: unknown target or option, or statistics of another model.
         CalibrationError: the statistics lack a value the target quantizes.
     """
+    _expect(graph, Graph, "graph", "detent.capture")
+    _expect(stats, Statistics, "stats", "detent.calibrate")
     settings = QuantizationConfig.resolve(config, options)
-    chip = load_target(target)
+    chip, reference = load_target(target), _reference(target)
     fingerprint = graph.fingerprint()
     if stats.fingerprint != fingerprint:
         raise ConfigError(
@@ -81,7 +83,7 @@ def plan(
     weights = search_weights(graph, placement, chip, settings)
     weights, notes = make_room_for_biases(graph, placement, activations, weights)
     return QuantPlan(
-        target=str(target),
+        target=reference,
         graph=fingerprint,
         activations=activations,
         weights=weights,
@@ -91,7 +93,7 @@ def plan(
     )
 
 
-def values_to_observe(graph: Graph, target: str | Path) -> tuple[str, ...]:
+def values_to_observe(graph: Graph, target: str | Path | Target) -> tuple[str, ...]:
     """Names of the values whose statistics `plan` needs for one target; `calibrate` takes them as `values`.
 
     Observing everything serves all targets; observing less is faster when only one is wanted.
@@ -113,14 +115,36 @@ def apply(graph: Graph, plan: QuantPlan, *, trainable: bool = False) -> Quantize
     Raises:
         ConfigError: the plan asks for something the graph or the target cannot do; the error names the tensor.
     """
+    _expect(graph, Graph, "graph", "detent.capture")
+    _expect(plan, QuantPlan, "plan", "detent.plan or QuantPlan.load")
     return assemble(graph, plan, trainable=trainable)
+
+
+def _reference(target: str | Path | Target) -> str:
+    """What a plan calls its target: the name of a built-in one, or the path of a file."""
+    if not isinstance(target, Target):
+        return str(target)
+    if target.name in target_names() and load_target(target.name) == target:
+        return target.name
+    raise ConfigError(
+        "a plan refers to its target by name or path, and this one is an object",
+        where=f"target {target.name!r}",
+        remedy="pass the path of its file; target.model_dump_json() gives the text to save",
+    )
+
+
+def _expect(value: object, kind: type, name: str, maker: str) -> None:
+    if not isinstance(value, kind):
+        raise ConfigError(
+            f"`{name}` must be a {kind.__name__}, got a {type(value).__name__}", remedy=f"pass what {maker} returns"
+        )
 
 
 def quantize(
     model: nn.Module | ExportedProgram | str | Path,
     data: Any,
     *,
-    target: str | Path = "default",
+    target: str | Path | Target = "default",
     config: QuantizationConfig | Mapping[str, Any] | None = None,
     progress: bool = True,
     **options: Any,
@@ -142,6 +166,7 @@ def quantize(
     # What can be refused without running the model is refused first.
     settings = QuantizationConfig.resolve(config, options)
     load_target(target)
+    _reference(target)
     example, data = first_batch(data, model)
     graph = capture(model, example)
     # Only what this plan reads is observed; a user who wants to decide again calibrates once for everything.

@@ -58,6 +58,8 @@ def test_format_may_be_named_where_the_suffix_says_nothing(qmodel: HandQuantized
 def test_opset_that_is_too_old_says_why(qmodel: HandQuantized, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"(?s)opset 13 is too old.*opset=18"):
         export_onnx(qmodel, tmp_path / "model.onnx", opset=13)
+    with pytest.raises(ExportError, match=r"(?s)knows opsets up to \d+, not 99"):
+        export_onnx(qmodel, tmp_path / "model.onnx", opset=99)
     narrow = quantize_by_hand(nn.Linear(4, 8), torch.randn(4, 4), weights=symmetric(4, axis=0))
     with pytest.raises(ExportError, match=r"(?s)opset 18 is too old: 4-bit codes of 'weight'.*opset=21"):
         export_onnx(narrow, tmp_path / "model.onnx", opset=18)

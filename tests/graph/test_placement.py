@@ -130,3 +130,23 @@ def test_a_prescribed_grid_is_not_tied_and_a_note_says_so() -> None:
     assert points.activations["sigmoid"].same_as is None
     assert points.activations["x"].same_as == "cat"
     assert any("sigmoid" in note for note in points.notes)
+
+
+class Prescribed(nn.Module):
+    """Operators without a role feed a softmax and a concatenation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 6)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.linear(x)
+        return torch.softmax(torch.cumsum(y, 1), 1), torch.cat([torch.cumsum(x, 1), torch.cumsum(y, 1)], 1)
+
+
+def test_what_binds_an_output_does_not_bind_the_inputs_of_the_operation() -> None:
+    points = placed(capture(Prescribed().eval(), torch.randn(2, 4)), "tflite").activations
+    assert points["softmax"].op_rule.fixed_outputs
+    assert not points["cumsum"].op_rule.fixed_outputs
+    assert [value for value, point in points.items() if point.same_as == "cat"] == ["cumsum:1", "cumsum:2"]
+    assert points["linear"].same_as is None

@@ -171,6 +171,8 @@ def test_float_entries_stay_in_float(graph: detent.Graph, stats: detent.Statisti
         ("weights", "head", {"threshold": [1.0, 2.0]}, "10 channels"),
         ("weights", "head", {"axis": 1}, "channel axis"),
         ("weights", "head", {"narrow_range": False}, "narrow_range"),
+        ("weights", "head", {"group_size": 3}, "does not divide the 8 input channels"),
+        ("weights", "head", {"group_size": 4}, "10 channels of 2 groups each, the plan 10 thresholds"),
         ("activations", "head", {"signed": True}, "unsigned"),
         ("activations", "head", {"bits": 3}, "offers"),
         ("activations", "head", {"axis": 1, "lower": [-1.0], "upper": [1.0]}, "axis"),
@@ -183,6 +185,81 @@ def test_what_a_plan_cannot_have_names_the_layer(
     with pytest.raises(ConfigError, match=message) as caught:
         detent.apply(graph, plan)
     assert caught.value.where == name
+
+
+class Gate(nn.Module):
+    """A sigmoid, whose grid TFLite prescribes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(self.linear(x))
+
+
+@pytest.mark.parametrize(
+    ("table", "name", "entry", "message"),
+    [
+        ("activations", "sigmoid", {"grid": {"upper": 1.0}}, "prescribes step 0.00390625 and zero point -128"),
+        ("activations", "sigmoid", {"same_as": "linear"}, "prescribes step"),
+        ("activations", "linear", {"bias_bits": 32}, "`bias_bits` is for weights"),
+        ("weights", "linear", {"bias_bits": None}, "computes this layer with `bias_bits` 32"),
+    ],
+)
+def test_what_a_target_prescribes_cannot_be_edited(
+    table: str, name: str, entry: dict[str, object], message: str
+) -> None:
+    graph = detent.capture(Gate().eval(), torch.randn(4, 4))
+    plan = detent.plan(graph, detent.calibrate(graph, torch.randn(64, 4)), target="tflite")
+    assert detent.apply(graph, plan.with_activation("sigmoid", None)).plan.activations["sigmoid"].grid is None
+    data = json.loads(plan.to_json())
+    if "same_as" in entry:
+        data[table][name] = entry
+    elif "grid" in entry:
+        data[table][name]["grid"].update(entry["grid"])
+    else:
+        data[table][name].update(entry)
+    with pytest.raises(ConfigError, match=message) as caught:
+        detent.apply(graph, detent.QuantPlan.from_json(json.dumps(data)))
+    assert caught.value.where == name
+
+
+def test_kernels_in_groups_work_in_an_edited_plan(
+    graph: detent.Graph, stats: detent.Statistics, images: Tensor, tmp_path: Path
+) -> None:
+    plan = detent.plan(graph, stats, target="onnxruntime")
+    kernel = graph.module.get_parameter("head.weight").detach()
+    thresholds = kernel.reshape(10, 2, 4).abs().amax(2).flatten().tolist()
+    qmodel = detent.apply(graph, edit(plan, "weights", "head", group_size=4, threshold=thresholds))
+    codes = qmodel.get_buffer("graph_module.head.weight_codes").reshape(10, 2, 4)
+    assert (codes.abs().amax(2) == 127).all()  # each group uses all of its codes
+    assert (qmodel(images) - graph(images)).norm() < 0.05 * graph(images).norm()
+
+
+def test_a_target_that_was_loaded_before(graph: detent.Graph, stats: detent.Statistics, tmp_path: Path) -> None:
+    plan = detent.plan(graph, stats, target=detent.load_target("tflite"))
+    assert plan.to_json() == detent.plan(graph, stats, target="tflite").to_json()
+    (tmp_path / "own.json").write_text(json.dumps({"extends": "tflite", "quantize_model_inputs": False}))
+    assert detent.apply(graph, detent.plan(graph, stats, target=tmp_path / "own.json"))
+    with pytest.raises(ConfigError, match="by name or path"):
+        detent.plan(graph, stats, target=detent.load_target(tmp_path / "own.json"))
+
+
+def test_arguments_in_the_wrong_place(
+    graph: detent.Graph, stats: detent.Statistics, images: Tensor, tmp_path: Path
+) -> None:
+    model = make_net()
+    plan = detent.plan(graph, stats)
+    for call, message in (
+        (lambda: detent.calibrate(model, images), "`graph` must be a Graph, got a Net"),
+        (lambda: detent.plan(model, stats), "`graph` must be a Graph, got a Net"),
+        (lambda: detent.plan(graph, plan), "`stats` must be a Statistics, got a QuantPlan"),
+        (lambda: detent.apply(graph, plan.to_json()), "`plan` must be a QuantPlan, got a str"),
+        (lambda: detent.export(model, tmp_path / "model.onnx"), "`qmodel` must be a quantized model, got a Net"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            call()
 
 
 def test_plans_for_other_models_targets_and_names_are_refused(

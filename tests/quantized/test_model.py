@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import detent
+from detent.errors import ConfigError
 
 
 def make_net() -> nn.Module:
@@ -67,6 +68,48 @@ def test_saving_and_copying_keep_every_bit(graph: detent.Graph, plan: detent.Qua
     other.load_state_dict(torch.load(buffer, weights_only=True))
     assert torch.equal(other(images), qmodel(images))
     assert torch.equal(copy.deepcopy(qmodel)(images), qmodel(images))
+
+
+def test_it_shares_nothing_with_the_users_model(images: Tensor) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.Conv2d(4, 4, 1)).eval()
+    before = copy.deepcopy(model.state_dict())
+    qmodel = detent.quantize(model, images, target="imx500", progress=False)
+    expected = qmodel(images)
+    for tensor in [*qmodel.parameters(), *qmodel.buffers()]:
+        assert tensor.data_ptr() not in {kept.data_ptr() for kept in model.state_dict().values()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert torch.equal(qmodel(images), expected)
+    model.load_state_dict(before)
+    qmodel.to("meta")
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_it_moves_to_devices_but_not_to_other_dtypes(
+    graph: detent.Graph, plan: detent.QuantPlan, images: Tensor
+) -> None:
+    qmodel = detent.apply(graph, plan)
+    expected = qmodel(images)
+    for cast in (qmodel.half, qmodel.double, lambda: qmodel.to(torch.bfloat16)):
+        with pytest.raises(ConfigError, match="computes in float32"):
+            cast()
+    assert torch.equal(qmodel(images), expected)
+    assert qmodel.float().cpu() is qmodel
+    assert copy.deepcopy(qmodel).to("meta")(images.to("meta")).shape == expected.shape
+
+
+@pytest.mark.parametrize("target", ["default", "tflite", "onnxruntime"])
+def test_biases_of_grouped_transposed_convolutions(target: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.ConvTranspose2d(4, 6, 2, groups=2), nn.ReLU()).eval()
+    with torch.no_grad():
+        model[0].bias.copy_(torch.linspace(-1, 1, 6))
+    images = torch.randn(16, 4, 5, 5)
+    qmodel = detent.quantize(model, images, target=target, progress=False)
+    assert qmodel.get_buffer("graph_module.0.bias_codes").dtype == torch.int32
+    assert (qmodel(images) - model(images)).norm() < 0.02 * model(images).norm()
 
 
 def test_any_batch_and_memory_format(graph: detent.Graph, plan: detent.QuantPlan, images: Tensor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,44 @@ def test_what_cannot_be_read_names_the_place(text: str, error: type[Exception], 
         QuantPlan.from_json(text)
 
 
+KERNEL = {"kind": "symmetric", "bits": 8, "signed": True, "threshold": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"signed": "false"}, "`signed` must be true or false"),
+        ({"narrow_range": 1}, "`narrow_range` must be true or false"),
+        ({"axis": 0.5}, "`axis` must be a whole number"),
+        ({"axis": 0, "group_size": "4"}, "`group_size` must be a whole number"),
+        ({"threshold": 10**400}, "must be a number"),
+        ({"threshold": 1e-44}, "the step of a 8-bit symmetric grid"),
+        ({"kind": "uniform", "threshold": None, "lower": -3e38, "upper": 3e38, "bits": 1}, "the step of a 1-bit"),
+    ],
+)
+def test_limits_and_flags_of_another_kind_name_the_tensor(change: dict[str, object], message: str) -> None:
+    entry = {"grid": {**KERNEL, **change}}
+    with pytest.raises(ConfigError, match=rf"(?s){message}.*where: conv"):
+        QuantPlan.from_json(edited(weights={"conv": entry}))
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ('{"activations": {"x": "float", "x": 1}}', ConfigError, "key 'x' is written twice"),
+        ("[" * 100_000, FormatError, "nested too deeply"),
+        ("1" * 5000, FormatError, "not valid JSON"),
+    ],
+)
+def test_json_that_python_reads_otherwise_is_refused(text: str, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        QuantPlan.from_json(text)
+
+
+def test_a_plan_prints_in_a_line() -> None:
+    assert repr(make_plan()) == "QuantPlan(target 'onnxruntime', 1 kernels, 3 activations, 8 samples)"
+
+
 def test_missing_key_is_named() -> None:
     data = json.loads(make_plan().to_json())
     del data["weights"]
@@ -93,8 +132,12 @@ def test_files_that_cannot_be_read_or_written(tmp_path: Path) -> None:
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(FormatError, match="UTF-8"):
         QuantPlan.load(tmp_path / "binary.json")
-    with pytest.raises(FormatError, match="cannot write"):
-        make_plan().save(tmp_path / "no" / "folder.json")
+    os.mkfifo(tmp_path / "pipe")  # what is no ordinary file must not be replaced by one
+    for place in (tmp_path / "no" / "folder.json", tmp_path, tmp_path / "pipe", tmp_path / "zero\0byte"):
+        with pytest.raises(FormatError, match="cannot write"):
+            make_plan().save(place)
+    assert (tmp_path / "pipe").is_fifo()
+    (tmp_path / "pipe").unlink()
     assert {path.name for path in tmp_path.iterdir()} == {"binary.json"}
 
 

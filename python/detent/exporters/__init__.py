@@ -51,6 +51,11 @@ def export(qmodel: ExportableModel, path: str | Path, *, format: str | None = No
         ConfigError: unknown format, suffix or option.
         ExportError: the model cannot be written in this format, or the file cannot be written at all.
     """
+    if not hasattr(qmodel, "graph_module"):
+        raise ConfigError(
+            f"`qmodel` must be a quantized model, got a {type(qmodel).__name__}",
+            remedy="quantize the model first: detent.quantize(model, data, target=...)",
+        )
     suffix = Path(path).suffix
     if format is None and suffix not in SUFFIXES:
         error = unknown_name("file suffix", suffix, SUFFIXES)

@@ -93,6 +93,9 @@ def _choose_opset(asked: int | None, least: tuple[int, str]) -> int:
         return lowest
     if asked < lowest:
         raise ExportError(f"opset {asked} is too old: {reason}", remedy=f"use opset={lowest} or newer")
+    newest = import_module("onnx").defs.onnx_opset_version()
+    if asked > newest:
+        raise ExportError(f"the onnx package knows opsets up to {newest}, not {asked}", remedy=f"use opset={newest}")
     return asked
 
 

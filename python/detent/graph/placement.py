@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
+import numpy as np
+import numpy.typing as npt
 from torch import fx
 
 from detent.graph.graph import Graph, GraphNode
@@ -18,7 +20,7 @@ from detent.graph.roles import OpRole
 from detent.graph.shapes import is_float, is_tensor
 from detent.targets import ActivationRule, OpRule, Target, WeightRule
 
-__all__ = ["ActivationPoint", "Placement", "WeightPoint", "place"]
+__all__ = ["ActivationPoint", "Placement", "WeightPoint", "per_bias_entry", "place"]
 
 _ANALYTIC: Final = frozenset({"softmax", "sigmoid", "hardsigmoid"})
 """Operations whose whole output range is worth codes: both limits are known and both are approached."""
@@ -155,7 +157,7 @@ class _Planner:
     def _demand(self, value: fx.Node, rule: OpRule) -> None:
         """Give `value` a point unless it has one, is not float, or is computed inside a fused operation."""
         if value not in self.drafts and value not in self.inside and is_tensor(value) and is_float(value):
-            self.drafts[value] = _Draft(rule)
+            self.drafts[value] = _Draft(rule.of_inputs)
 
     def _ties(self, nodes: Iterable[GraphNode]) -> dict[fx.Node, fx.Node]:
         """Values that must share one grid, each with its representative: the last output that asked for sharing."""
@@ -235,6 +237,15 @@ class _Planner:
                 bias_bits=rule.bias_bits,
             )
         return points
+
+
+def per_bias_entry(steps: npt.NDArray[np.float32], channels: int) -> npt.NDArray[np.float32]:
+    """Kernel steps `[1]` or one for each of a bias' `channels` entries.
+
+    The kernel of a grouped transposed convolution, `[C_in, C_out / groups, ...]`, holds the channels of one group only:
+    its steps serve every group.
+    """
+    return steps if len(steps) == 1 else np.tile(steps, channels // len(steps))
 
 
 def place(graph: Graph, target: Target) -> Placement:

@@ -12,8 +12,7 @@ from torch import fx
 import detent.graph.operators  # noqa: F401  (registers torch.ops.detent)
 from detent.errors import ConfigError
 from detent.graph import Graph, GraphNode
-from detent.graph.placement import WeightPoint, place
-from detent.graph.tensors import clone_module
+from detent.graph.placement import WeightPoint, per_bias_entry, place
 from detent.kernels.quantize import lut_quantize, quantize
 from detent.quantized.check import check_plan
 from detent.quantized.editor import GraphEditor
@@ -55,7 +54,7 @@ def assemble(graph: Graph, plan: QuantPlan, *, trainable: bool = False) -> Quant
         elif grid is not None:
             assembly.quantize_activation(nodes[value].node, value, grid)
     return QuantizedModel(
-        assembly.finish(),
+        assembly.editor.finish(),
         plan,
         inputs=graph.inputs,
         outputs=tuple(graph.name_of(node) for node in graph.outputs()),
@@ -70,11 +69,6 @@ class _Assembly:
         self.plan = plan
         self.trainable = trainable
         self.editor = GraphEditor(graph.module)
-
-    def finish(self) -> fx.GraphModule:
-        module = self.editor.finish()
-        # What training writes into must not be the captured graph's.
-        return clone_module(module) if self.trainable else module
 
     def quantize_kernel(self, point: WeightPoint, users: Iterable[GraphNode]) -> None:
         """Replace a kernel by its codes, for all operations that share it."""
@@ -138,7 +132,7 @@ class _Assembly:
         if node.bias is None or kernel is None or input_grid is None or kernel.group_size is not None:
             return
         bias = self.graph.tensor(node.bias).detach().cpu().numpy()
-        scale = (input_grid.scale * kernel.scale).astype(np.float32)
+        scale = per_bias_entry(input_grid.scale * kernel.scale, len(bias))
         codes = _bias_codes(bias, scale, node.name)
         path = str(node.bias.target) if len(point.users) == 1 else f"{node.bias.target}_{node.name}"
         read = self.editor.copies[node.bias]

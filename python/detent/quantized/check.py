@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
+
 from detent._registry import unknown_name
 from detent.errors import ConfigError
 from detent.graph import Graph
 from detent.graph.placement import Placement, WeightPoint
 from detent.graph.shapes import concrete_shape
 from detent.records.grid import Grid
-from detent.records.plan import QuantPlan
-from detent.targets import Target
+from detent.records.plan import QuantPlan, TensorPlan
+from detent.targets import OpRule, Target
 
 __all__ = ["check_plan"]
 
@@ -39,16 +41,22 @@ def check_plan(graph: Graph, plan: QuantPlan, placement: Placement, target: Targ
                 where=value,
                 remedy=f'restore {{"same_as": "{point.same_as}"}} and edit {point.same_as!r} instead',
             )
-        if entry.grid is not None:
-            if entry.grid.axis is not None:
-                raise ConfigError("activations have one grid for the whole tensor, remove `axis`", where=value)
-            _check_offered(entry.grid, point.rule.kind, point.rule.bits, value, target)
-            _check_sign(entry.grid, point.rule.signed, value, target)
-    for layer, weight_point in placement.weights.items():
-        grid = plan.weights[layer].grid
+        if entry.bias_bits is not None:
+            raise ConfigError("`bias_bits` is for weights, an activation has none", where=value)
+        grid = plan.activation_grid(value)
         if grid is not None:
-            _check_offered(grid, weight_point.rule.kind, weight_point.rule.bits, layer, target)
-            _check_shape(graph, grid, weight_point)
+            if grid.axis is not None:
+                raise ConfigError("activations have one grid for the whole tensor, remove `axis`", where=value)
+            _check_offered(grid, point.rule.kind, point.rule.bits, value, target)
+            _check_sign(grid, point.rule.signed, value, target)
+            if point.same_as is None:
+                _check_prescribed(grid, point.op_rule, value, target)
+    for layer, weight_point in placement.weights.items():
+        weight = plan.weights[layer]
+        if weight.grid is not None:
+            _check_offered(weight.grid, weight_point.rule.kind, weight_point.rule.bits, layer, target)
+            _check_shape(graph, weight.grid, weight_point)
+            _check_bias(weight, weight_point, target)
 
 
 def _check_names(kind: str, planned: Iterable[str], placed: Iterable[str]) -> None:
@@ -82,6 +90,26 @@ def _check_sign(grid: Grid, signed: bool | None, where: str, target: Target) -> 
         raise ConfigError(f"target {target.name!r} has {word} activation codes only", where=where)
 
 
+def _check_prescribed(grid: Grid, rule: OpRule, where: str, target: Target) -> None:
+    fixed = rule.fixed_output(grid.bits)
+    if fixed is None:
+        return
+    planned = (float(grid.scale[0]), int(grid.zero_point[0]), grid.signed)
+    if planned != (float(np.float32(fixed.scale)), fixed.zero_point, fixed.signed):
+        raise ConfigError(
+            f"target {target.name!r} prescribes step {fixed.scale:g} and zero point {fixed.zero_point} here, the plan "
+            f"has {planned[0]:g} and {planned[1]}",
+            where=where,
+            remedy=f'restore "lower": {fixed.limits[0]!r}, "upper": {fixed.limits[1]!r}, or write "float"',
+        )
+
+
+def _check_bias(weight: TensorPlan, point: WeightPoint, target: Target) -> None:
+    if weight.bias_bits != point.bias_bits:
+        wanted = "a float bias, remove `bias_bits`" if point.bias_bits is None else f"`bias_bits` {point.bias_bits}"
+        raise ConfigError(f"target {target.name!r} computes this layer with {wanted}", where=point.layer)
+
+
 def _check_shape(graph: Graph, grid: Grid, point: WeightPoint) -> None:
     if not grid.signed:
         raise ConfigError("weights have signed codes", where=point.layer)
@@ -95,7 +123,21 @@ def _check_shape(graph: Graph, grid: Grid, point: WeightPoint) -> None:
         )
     read = graph.find(point.layer).weight
     assert read is not None
-    if grid.axis is not None and grid.group_size is None:
-        channels = concrete_shape(read)[grid.axis]
-        if grid.size != channels:
-            raise ConfigError(f"the kernel has {channels} channels, the plan {grid.size} thresholds", where=point.layer)
+    shape = concrete_shape(read)
+    if grid.axis is None:
+        return
+    groups = 1
+    if grid.group_size is not None:
+        # Groups run along the kernel's input axis, as `detent.kernels.quantize` counts them.
+        inputs = shape[1 if grid.axis == 0 else 0] if len(shape) > 1 else 0
+        if not inputs or inputs % grid.group_size:
+            raise ConfigError(
+                f"`group_size` {grid.group_size} does not divide the {inputs} input channels of this kernel",
+                where=point.layer,
+            )
+        groups = inputs // grid.group_size
+    if grid.size != shape[grid.axis] * groups:
+        per = f" of {groups} groups each" if grid.group_size is not None else ""
+        raise ConfigError(
+            f"the kernel has {shape[grid.axis]} channels{per}, the plan {grid.size} thresholds", where=point.layer
+        )

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy.typing as npt
 import torch
-from torch import fx
+from torch import fx, nn
 
 from detent.graph.tensors import copy_graph, read_attribute
 
@@ -70,12 +70,22 @@ class GraphEditor:
             return self.graph.call_function(operator, tuple(resolved))
 
     def finish(self) -> fx.GraphModule:
-        """The edited graph as a module that holds only the tensors it reads; those it did not edit are shared."""
+        """The edited graph as a module that holds only the tensors it reads, all of them its own."""
         self.graph.eliminate_dead_code()
         self.graph.lint()
         paths = {str(node.target) for node in self.graph.nodes if node.op == "get_attr"}
-        root = {path: self._tensors[path] if path in self._tensors else self._original(path) for path in paths}
+        # Moving, casting or training the result must not reach the captured graph, which shares the user's parameters.
+        clones: dict[int, Any] = {}
+        root = {path: self._tensors[path] if path in self._tensors else self._clone(path, clones) for path in paths}
         return fx.GraphModule(root, self.graph)
 
-    def _original(self, path: str) -> Any:
-        return read_attribute(self._module, path)
+    def _clone(self, path: str, clones: dict[int, Any]) -> Any:
+        """What is at `path`, copied if it is a tensor; tied tensors stay tied."""
+        original = read_attribute(self._module, path)
+        if not isinstance(original, torch.Tensor):
+            return original
+        if id(original) not in clones:
+            copied = original.detach().clone()
+            trained = isinstance(original, nn.Parameter)
+            clones[id(original)] = nn.Parameter(copied, requires_grad=original.requires_grad) if trained else copied
+        return clones[id(original)]

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import fx, nn
 
+from detent.errors import ConfigError
 from detent.graph import InputSpec
 from detent.graph.tensors import clone_module
 from detent.records.grid import Grid
@@ -58,6 +59,14 @@ class QuantizedModel(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the quantized network; takes and returns what the float model does."""
         return self.graph_module(*args, **kwargs)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        if fn(torch.zeros(1)).dtype != torch.float32:
+            raise ConfigError(
+                "a quantized model computes in float32, its grids are defined there",
+                remedy="leave its dtype as it is; .to(device) works",
+            )
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> QuantizedModel:
         # Torch's own deep copy of a captured graph warns about torch's own internals.

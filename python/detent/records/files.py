@@ -20,14 +20,13 @@ def check_writable(path: Path) -> None:
     """Make sure that a file can be made at `path`, before work begins whose result shall go there.
 
     Raises:
-        FormatError: it cannot, or `path` is a folder.
+        FormatError: it cannot, or `path` is a folder or a device.
     """
     try:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        _refuse_existing(path)
         with tempfile.TemporaryFile(prefix=f".{path.name}.", dir=path.parent):
             pass
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
         raise _unwritable(path, error) from error
 
 
@@ -41,6 +40,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     """
     temporary: str | None = None
     try:
+        _refuse_existing(path)
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -51,7 +51,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         Path(temporary).chmod(0o666 & ~umask)  # mkstemp gives 0600; a user expects an ordinary file
         Path(temporary).replace(path)
         temporary = None
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
         raise _unwritable(path, error) from error
     finally:
         if temporary is not None:
@@ -59,8 +59,17 @@ def write_atomically(path: Path, data: bytes) -> None:
                 Path(temporary).unlink()
 
 
-def _unwritable(path: Path, error: OSError) -> FormatError:
-    return FormatError(f"cannot write the file: {error.strerror or error}", where=str(path), remedy=_REMEDY)
+def _refuse_existing(path: Path) -> None:
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if path.exists() and not path.is_file():
+        # Moving a file there would replace a device such as /dev/stdout.
+        raise OSError(errno.EINVAL, "it is not an ordinary file")
+
+
+def _unwritable(path: Path, error: OSError | ValueError) -> FormatError:
+    reason = getattr(error, "strerror", None) or str(error)
+    return FormatError(f"cannot write the file: {reason}", where=str(path), remedy=_REMEDY)
 
 
 def read_text(path: Path) -> str:
@@ -75,3 +84,5 @@ def read_text(path: Path) -> str:
         raise FormatError(f"cannot read the file: {error.strerror or error}", where=str(path)) from None
     except UnicodeDecodeError:
         raise FormatError("the file is not UTF-8 text", where=str(path)) from None
+    except ValueError as error:  # a zero byte in the path
+        raise FormatError(f"cannot read the file: {error}", where=str(path)) from None

@@ -68,6 +68,7 @@ class Grid:
     def __post_init__(self) -> None:
         if self.kind not in GRID_KINDS:
             raise unknown_name("grid kind", self.kind, GRID_KINDS)
+        self._check_types()
         most = 7 if self.kind == "lut" else 16
         least = 2 if self.signed and self.kind not in ("uniform", "lut") else 1
         if not isinstance(self.bits, int) or isinstance(self.bits, bool) or not least <= self.bits <= most:
@@ -94,6 +95,26 @@ class Grid:
         if self.narrow_range and not (self.signed and self.kind in ("power_of_two", "symmetric")):
             raise ConfigError("`narrow_range` is for signed power-of-two and symmetric grids")
         self._check_table()
+        self._check_step()
+
+    def _check_types(self) -> None:
+        # A plan edited by hand may say "false" where false is meant, which Python would take for true.
+        for name in ("signed", "narrow_range"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"`{name}` must be true or false, got {getattr(self, name)!r}")
+        for name in ("axis", "group_size"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+                raise ConfigError(f"`{name}` must be a whole number, got {value!r}")
+
+    def _check_step(self) -> None:
+        with np.errstate(over="ignore"):
+            scale = self.scale
+        if not bool(np.all((scale > 0) & np.isfinite(scale))):
+            raise ConfigError(
+                f"the step of a {self.bits}-bit {self.kind} grid is not a float32 number at these limits",
+                remedy="give limits between 1e-30 and 1e38 in magnitude",
+            )
 
     def _check_threshold(self) -> None:
         threshold = self.threshold
@@ -229,7 +250,7 @@ def _plain(vector: FloatVector) -> list[float]:
 def _vector(values: Any, name: str) -> FloatVector:
     try:
         wide = np.atleast_1d(np.asarray(values, dtype=np.float64))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # OverflowError: a whole number of hundreds of digits
         raise ConfigError(f"`{name}` must be a number or a list of numbers, got {values!r}") from None
     with np.errstate(over="ignore"):
         vector = wide.astype(np.float32)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from detent._registry import unknown_name
+from detent._validation import parse_json
 from detent.errors import ConfigError, FormatError
 from detent.records.files import read_text, write_atomically
 from detent.records.grid import Grid
@@ -93,7 +94,7 @@ def _at(error: ConfigError, where: str) -> ConfigError:
     return ConfigError(error.what, where=where, remedy=error.remedy)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class QuantPlan:
     """Every decision about one graph, for one target.
 
@@ -130,6 +131,10 @@ class QuantPlan:
         for name, entry in self.weights.items():
             if entry.same_as is not None:
                 raise ConfigError("`same_as` is for activations", where=name)
+
+    def __repr__(self) -> str:
+        counts = f"{len(self.weights)} kernels, {len(self.activations)} activations"
+        return f"QuantPlan(target {self.target!r}, {counts}, {self.samples} samples)"
 
     def activation_grid(self, name: str) -> Grid | None:
         """The grid of an activation, following `same_as`; None if it stays in float."""
@@ -175,12 +180,7 @@ class QuantPlan:
             FormatError: not JSON, not a plan, or of another version.
             ConfigError: an entry that makes no sense; the error names it.
         """
-        try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise FormatError(
-                f"not valid JSON: {error}", where=where, remedy="restore the file, or plan again"
-            ) from None
+        data = parse_json(text, where, remedy="restore the file, or plan again")
         if not isinstance(data, dict) or data.get("format") != _FORMAT:
             raise FormatError("this is not a detent plan", where=where)
         if data.get("version") != _VERSION:

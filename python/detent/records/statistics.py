@@ -179,7 +179,7 @@ class TensorStatistics:
     __hash__ = None  # type: ignore[assignment]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Statistics(Mapping[str, TensorStatistics]):
     """The statistics of all observed values, in the order in which the graph computes them.
 
@@ -271,6 +271,9 @@ class Statistics(Mapping[str, TensorStatistics]):
             FormatError: the file is missing, truncated, edited, or of another version.
         """
         return read_statistics(Path(path))[0]
+
+    def __repr__(self) -> str:
+        return f"Statistics({len(self.tensors)} values, {self.samples} samples)"
 
     def __str__(self) -> str:
         return summary_table(self)

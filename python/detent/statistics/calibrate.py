@@ -63,6 +63,8 @@ def calibrate(
         ConfigError: an option is out of range, or a name in `values` is not a value of the graph.
         FormatError: an `.npz` or `resume` file is damaged or cannot be written.
     """
+    if not isinstance(graph, Graph):
+        raise ConfigError(f"`graph` must be a Graph, got a {type(graph).__name__}", remedy="call detent.capture first")
     for name, number in (("batch_size", batch_size), ("save_every", save_every)):
         if number < 1:
             raise ConfigError(f"`{name}` must be at least 1, got {number}")

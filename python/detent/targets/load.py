@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from detent._registry import unknown_name
-from detent._validation import validate
+from detent._validation import parse_json, validate
 from detent.errors import ConfigError, FormatError
 from detent.targets.schema import Target, merge_rules, overlay
 
@@ -76,21 +75,7 @@ def _read_file(path: Path) -> str:
 
 
 def _parse(text: str, where: str) -> dict[str, Any]:
-    try:
-        data = json.loads(text, object_pairs_hook=_object)
-    except ConfigError as error:
-        raise ConfigError(error.what, where=where) from None
-    except json.JSONDecodeError as error:
-        raise FormatError(f"not valid JSON: {error}", where=where, remedy="correct the file") from None
+    data = parse_json(text, where, remedy="correct the file")
     if not isinstance(data, dict):
         raise FormatError("a target file holds one JSON object", where=where)
     return data
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # JSON lets the last of two equal keys win; in a file written by hand that hides a mistake.
-    keys = [key for key, _ in pairs]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise ConfigError(f"key {key!r} is written twice in one object")
-    return dict(pairs)

@@ -174,6 +174,11 @@ class OpRule(FrozenModel):
             raise ConfigError("`fixed_outputs` has two grids for one width")
         return self
 
+    @property
+    def of_inputs(self) -> OpRule:
+        """The rule of values this operation reads but does not compute: what binds its outputs does not bind them."""
+        return self.model_copy(update={"fixed_outputs": (), "inputs_share_output_grid": False})
+
     def fixed_output(self, bits: int) -> FixedGrid | None:
         """The grid prescribed for outputs of that width, if any."""
         return next((grid for grid in self.fixed_outputs if grid.bits == bits), None)

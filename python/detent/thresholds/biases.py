@@ -44,7 +44,8 @@ def make_room_for_biases(
                 continue
             size = np.abs(graph.tensor(bias).detach().double().cpu().numpy())
             needed = size / (float(owner.grid.scale[0]) * _LARGEST_CODE)
-            least = np.maximum(least, needed if grid.size == len(needed) else needed.max())
+            # One step may serve several entries: all of them, or those at its place in every group of channels.
+            least = np.maximum(least, needed.reshape(-1, grid.size).max(axis=0))
         raised = grid.scale < least
         if bool(raised.any()):
             roomy[layer] = replace(weights[layer], grid=_with_least_step(grid, least), error=None)

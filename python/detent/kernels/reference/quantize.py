@@ -96,7 +96,8 @@ def dequantize(
 ) -> FloatArray:
     """Twin of `kernels.quantize.dequantize`."""
     if dtype in ("int4", "uint4"):
-        assert shape is not None
+        if shape is None:
+            raise ValueError("packed codes do not know their shape: give `shape`")
         codes = unpack_int4(codes, shape, dtype=dtype)
     steps, zeros = spread(scale, codes.shape, axis, group_size), spread(zero_point, codes.shape, axis, group_size)
     return _store(_values(codes.astype(np.float64), steps, zeros), out)
