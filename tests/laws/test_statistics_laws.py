@@ -182,6 +182,7 @@ CORRUPTIONS = {
     "channel order": (lambda s: s.update(channel_minimum=s["channel_maximum"] + 1), "impossible"),
     "channel nonfinite": (lambda s: s.update(channel_nonfinite=s["channel_nonfinite"] + 1), "does not add up"),
     "channel sums": (lambda s: s.update(channel_sum_digits=s["channel_sum_digits"][:, :4]), "with 3 channels"),
+    "no channel sums": (lambda s: s.update(channel_sum_digits=s["channel_sum_digits"][:0, :0]), "has no digits"),
     "channel digit": (lambda s: s.update(channel_sum_digits=s["channel_sum_digits"] - 1), "digit out of range"),
 }
 
