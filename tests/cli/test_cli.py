@@ -123,11 +123,13 @@ ready = nn.Linear(2, 2)
 number = 3
 def broken(): return 5
 def needs(width): return nn.Linear(width, width)
+def fails(): raise OSError("no weights")
 """
 
 
 def test_models_come_from_files_and_factories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_factories.py").write_text(FACTORY)
+    (tmp_path / "my_syntax.py").write_text("def model(:")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     assert find_model("folder/net.pt2") == Path("folder/net.pt2")
@@ -141,6 +143,8 @@ def test_models_come_from_files_and_factories(tmp_path: Path, monkeypatch: pytes
         ("my_factories:number", "not a function"),
         ("my_factories:broken", "returned a int"),
         ("my_factories:needs", "without arguments"),
+        ("my_factories:fails", "the factory failed: OSError: no weights"),
+        ("my_syntax:model", "importing the model failed: SyntaxError"),
     ]:
         with pytest.raises(ConfigError, match=message):
             find_model(argument)

@@ -80,6 +80,19 @@ def test_resume_leaves_nothing_behind(data: Path, quantized: tuple[Path, Result]
     assert again == before
 
 
+def test_an_interrupted_calibration_says_how_to_go_on(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, resume: Path, **__: object) -> None:
+        resume.touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("detent.calibrate", interrupt)
+    result = run("quantize", FACTORY, "--data", data, "--out", tmp_path / "out")
+    assert result.exit_code == 130
+    assert "the same command with --resume continues" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

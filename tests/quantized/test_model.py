@@ -173,3 +173,25 @@ def test_tied_weights_several_inputs_and_outputs() -> None:
     assert set(quantized) == {"logits", "hidden"}
     for name, value in exact.items():
         assert (value - quantized[name]).abs().max() < 0.1 * value.abs().max()
+
+
+class Branches(nn.Module):
+    """A branch chosen by the data, between two layers that are quantized."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.left, self.right, self.last = (nn.Linear(6, 6) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.last(torch.cond(x.sum() > 0, self.left, self.right, (x,)))
+
+
+def test_branches_run_in_float_between_quantized_layers() -> None:
+    torch.manual_seed(0)
+    model, data = Branches().eval().requires_grad_(False), torch.randn(64, 6)
+    qmodel = detent.quantize(model, data, target="default", progress=False)
+    assert set(qmodel.plan.weights) == {"first", "last"}
+    for x in (data, -data):
+        assert (qmodel(x) - model(x)).abs().max() < 0.05
+        assert torch.equal(copy.deepcopy(qmodel)(x), qmodel(x))

@@ -59,6 +59,10 @@ def same(found, wanted):
         (Pair(), ({"image": X, "extra": X}, Y), {"image": X, "extra": X}),
         (Many(), (X, X, Y), (X, X)),
         (Plain(), {"pictures": X, "label": Y}, X),
+        (Plain(), (X, ["cat", "dog"]), (X,)),
+        (Plain(), (X, [{"boxes": Y, "image": "1.png"}]), (X,)),
+        (Plain(), [X, 3], (X,)),
+        (Plain(), {"x": X, "file": ["1.png"]}, {"x": X}),
     ],
 )
 def test_example_without_labels(model, batch, example):

@@ -25,8 +25,8 @@ class ReportingGroup(TyperGroup):
         """Run the chosen command."""
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            _complain("interrupted", "no file was left half-written")
+        except KeyboardInterrupt as interruption:
+            _complain("interrupted", str(interruption) or "no file was left half-written")
             raise typer.Exit(EXIT_INTERRUPTED) from None
         except DetentError as error:
             if ctx.meta.get("debug"):

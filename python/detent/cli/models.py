@@ -46,6 +46,8 @@ def find_model(argument: str) -> nn.Module | Path:
             where=argument,
             remedy="run in the folder the package is in, or install the package",
         ) from error
+    except Exception as error:
+        raise _failed("importing the model", argument, error) from error
     return _build(found, argument)
 
 
@@ -64,6 +66,16 @@ def _build(factory: object, argument: str) -> nn.Module:
             where=argument,
             remedy="write a function without arguments that loads the weights and returns the module",
         ) from error
+    except Exception as error:
+        raise _failed("the factory", argument, error) from error
     if not isinstance(model, nn.Module):
         raise ConfigError(f"the factory returned a {type(model).__name__}, not an nn.Module", where=argument)
     return model
+
+
+def _failed(what: str, argument: str, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"{what} failed: {type(error).__name__}: {error}",
+        where=argument,
+        remedy="repair it; --debug shows the traceback",
+    )

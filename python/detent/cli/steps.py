@@ -51,7 +51,11 @@ def quantize_to_folder(
     if not resume:
         partial.unlink(missing_ok=True)
     with _step(console, "calibrate"):
-        statistics = detent.calibrate(graph, data, progress=console.is_terminal, resume=partial)
+        try:
+            statistics = detent.calibrate(graph, data, progress=console.is_terminal, resume=partial)
+        except KeyboardInterrupt:
+            kept = "; the same command with --resume continues" if partial.exists() else ""
+            raise KeyboardInterrupt(f"no file was left half-written{kept}") from None
         statistics.save(out / "statistics.safetensors")
     with _step(console, "plan"):
         plan = detent.plan(graph, statistics, target=target, config=config)

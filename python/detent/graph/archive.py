@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import warnings
 import zipfile
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +13,7 @@ import torch
 from torch.export import ExportedProgram
 
 from detent.errors import FormatError
+from detent.graph.quiet import quiet_torch
 
 __all__ = ["load_program"]
 
@@ -40,8 +40,7 @@ def load_program(path: str | os.PathLike[str]) -> ExportedProgram:
     # The bytes that were checked are the bytes that are loaded.
     _check_archive(content, source)
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"torch\.|copyreg|contextlib")
+        with quiet_torch():
             program = torch.export.load(io.BytesIO(content))
     except Exception as error:
         raise FormatError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -23,6 +22,7 @@ from detent.graph.example import Example, bind_example
 from detent.graph.graph import Graph
 from detent.graph.layouts import BATCH, mark_layouts
 from detent.graph.names import NAME, assign_names, layer_path, user_line
+from detent.graph.quiet import quiet_torch
 from detent.graph.roles import op_name, role_of
 from detent.graph.shapes import concrete_shape, is_float, is_tensor, value_of
 from detent.graph.signature import read_signature
@@ -96,7 +96,7 @@ def _export(model: nn.Module, example: Example, dynamic_batch: bool, notes: list
 
 
 def _trace(model: nn.Module, example: Example, dynamic_shapes: Any) -> ExportedProgram:
-    with _quiet():
+    with quiet_torch():
         return torch.export.export(model, example.args, example.kwargs, dynamic_shapes=dynamic_shapes, strict=False)
 
 
@@ -118,16 +118,8 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide warnings that torch's exporter raises about its own code."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"torch\.|copyreg|contextlib")
-        yield
-
-
 def _graph_of(program: ExportedProgram, notes: list[str], *, given: bool) -> Graph:
-    with _quiet():
+    with quiet_torch():
         exported = _plain_module(program)
         if functional.has_unsafe_mutation(exported.graph):
             exported = _plain_module(program.run_decompositions({}))

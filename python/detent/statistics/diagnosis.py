@@ -7,6 +7,7 @@ from torch import fx
 
 from detent.errors import CalibrationError
 from detent.graph import Graph
+from detent.graph.tensors import read_attribute
 from detent.statistics.batches import Batch
 from detent.statistics.executor import Executor
 from detent.statistics.observation import Observation
@@ -32,7 +33,9 @@ def check_weights(graph: Graph) -> None:
         for node in value.node.all_input_nodes:
             if node.op != "get_attr":
                 continue
-            tensor = graph.tensor(node)
+            tensor = read_attribute(graph.module, str(node.target))
+            if not isinstance(tensor, torch.Tensor):  # a branch of torch.cond
+                continue
             if tensor.device.type != "cpu":
                 raise CalibrationError(
                     f"{node.target} is on {tensor.device}, calibration runs on the CPU",

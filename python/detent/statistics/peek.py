@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from detent.errors import CalibrationError
 from detent.statistics.data import read_npz
@@ -53,7 +54,25 @@ def first_batch(data: Any, model: object) -> tuple[Any, Any]:
         raise CalibrationError("the data are empty: not a single batch came", remedy="give at least one batch")
     if batches is data:
         data = itertools.chain([first], batches)
-    return _only_inputs(_tensors(first), model), data
+    return _only_inputs(_tensors(_without_other_things(first)), model), data
+
+
+def _without_other_things(batch: Any) -> Any:
+    """Drop what no model takes: labels that are names, numbers or records of them, entries such as file names."""
+    if isinstance(batch, Mapping):
+        return {name: part for name, part in batch.items() if _holds_tensors(part)} or batch
+    if (
+        isinstance(batch, tuple | list)
+        and len(batch) > 1
+        and _holds_tensors(batch[0])
+        and not _holds_tensors(batch[-1])
+    ):
+        return tuple(batch[:-1])
+    return batch
+
+
+def _holds_tensors(part: Any) -> bool:
+    return all(isinstance(leaf, torch.Tensor | np.ndarray) for leaf in pytree.tree_leaves(part))
 
 
 def _tensors(batch: Any) -> Any:
