@@ -190,7 +190,7 @@ class Branches(nn.Module):
 def test_branches_run_in_float_between_quantized_layers() -> None:
     torch.manual_seed(0)
     model, data = Branches().eval().requires_grad_(False), torch.randn(64, 6)
-    qmodel = detent.quantize(model, data, target="default", progress=False)
+    qmodel = detent.quantize(model, [data, -data], target="default", progress=False)
     assert set(qmodel.plan.weights) == {"first", "last"}
     for x in (data, -data):
         assert (qmodel(x) - model(x)).abs().max() < 0.05
