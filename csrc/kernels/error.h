@@ -2,13 +2,11 @@
 // Quantization error of a tensor, without materializing the quantized tensor.
 //
 // Computes   for each channel, sum of weight * |fake_quantize(x) - x|^p over its elements, in float64.
-// Requires   x (and weights, if any) dense [outer, channels, inner]; scale, lower, upper: [channels], as in GridView
-// with
-//            one entry per channel; p > 0. partial: plan.slices() * channels doubles of scratch.
+// Requires   x (and weights, if any) dense [outer, channels, inner]; scale, inverse, lower, upper: [channels], as in a
+//            GridView with one entry per channel; p > 0. partial: plan.slices() * channels doubles of scratch.
 // Rounding   the quantized value is the float32 of support/rounding.h; the difference, power and product are float64.
 // NaN        a NaN or infinite x (or weight) makes its channel's sum NaN or infinite.
-// Order      fixed by the shape alone. Rows (outer) and elements within rows (inner) are cut into slices, see
-// ErrorPlan.
+// Order      fixed by the shape alone. Rows (outer) and the elements of a row (inner) are cut into slices by ErrorPlan.
 //            Within a slice, element i of a row goes to lane i % 16; rows follow each other in the same lanes; lanes
 //            are added by halving (0 + 8, ..., then 0 + 4, ...). With inner = 1 a slice adds its rows one after the
 //            other. Slices are added in order, outer ones first. The same bits on every instruction set and thread

@@ -100,12 +100,17 @@ inline void end_streaming() {
 }
 
 template <class Op>
-inline void stream_next(const float* x, float* out, const GridView& grid, Cursor& cursor) {
+inline void stream_next(const typename Op::In* x, float* out, const GridView& grid, Cursor& cursor) {
   alignas(64) float piece[kPiece];
-  for (int64_t i = 0; i < kPiece; i += kLine) __builtin_prefetch(x + kPiece + i);
-  if (cursor.left > kPiece) {  // the common case, kept apart so that it is one loop of known length
+  constexpr int64_t kInputLine = 64 / sizeof(typename Op::In);
+  for (int64_t i = 0; i < kPiece; i += kInputLine) __builtin_prefetch(x + kPiece + i);
+  // The two common cases are kept apart so that each is one loop of known length.
+  if (grid.inner > 1 && cursor.left > kPiece) {
     same_entry<Op>(x, piece, kPiece, entry_at(grid, cursor.entry));
     cursor.left -= kPiece;
+  } else if (grid.inner == 1 && grid.entries - cursor.entry > kPiece) {
+    consecutive_entries<Op>(x, piece, kPiece, grid, cursor.entry);
+    cursor.entry += kPiece;
   } else {
     advance<Op>(x, piece, kPiece, grid, cursor);
   }
@@ -114,7 +119,7 @@ inline void stream_next(const float* x, float* out, const GridView& grid, Cursor
 
 // Elements [begin, begin + n), n a multiple of kPiece; x and out point at the first of them.
 template <class Op>
-void stream_block(const float* x, float* out, int64_t begin, int64_t n, const GridView& grid) {
+void stream_block(const typename Op::In* x, float* out, int64_t begin, int64_t n, const GridView& grid) {
   int64_t done = 0;
   for (; done + kPages * kPage <= n; done += kPages * kPage) {
     Cursor cursors[kPages];
@@ -129,7 +134,7 @@ void stream_block(const float* x, float* out, int64_t begin, int64_t n, const Gr
 }
 
 template <class Op>
-void stream(const float* x, float* out, int64_t n, const GridView& grid) {
+void stream(const typename Op::In* x, float* out, int64_t n, const GridView& grid) {
   const auto misaligned = static_cast<int64_t>(reinterpret_cast<uintptr_t>(out) / sizeof(float)) % kLine;
   const int64_t head = misaligned ? kLine - misaligned : 0;
   const int64_t body = (n - head) / kPiece * kPiece;
@@ -146,6 +151,11 @@ void stream(const float* x, float* out, int64_t n, const GridView& grid) {
 void fake_quantize(const float* x, float* out, int64_t n, const GridView& grid) {
   if (n < kLargeOutput || x == out) return walk_quotients<FakeQuantize>(x, out, n, grid);
   grid.exact_inverse ? stream<FakeQuantize<true>>(x, out, n, grid) : stream<FakeQuantize<false>>(x, out, n, grid);
+}
+
+template <class Code>
+void dequantize(const Code* codes, float* out, int64_t n, const GridView& grid) {
+  n < kLargeOutput ? walk<Dequantize<Code>>(codes, out, n, grid) : stream<Dequantize<Code>>(codes, out, n, grid);
 }
 
 // ---- packed codes ----
@@ -223,11 +233,11 @@ extern const FakeQuantTable fake_quant_table = {
     .quantize_int16 = quantize<int16_t>,
     .quantize_uint16 = quantize<uint16_t>,
     .quantize_packed = quantize_packed,
-    .dequantize_int8 = walk<Dequantize<int8_t>>,
-    .dequantize_uint8 = walk<Dequantize<uint8_t>>,
-    .dequantize_int16 = walk<Dequantize<int16_t>>,
-    .dequantize_uint16 = walk<Dequantize<uint16_t>>,
-    .dequantize_int32 = walk<Dequantize<int32_t>>,
+    .dequantize_int8 = dequantize<int8_t>,
+    .dequantize_uint8 = dequantize<uint8_t>,
+    .dequantize_int16 = dequantize<int16_t>,
+    .dequantize_uint16 = dequantize<uint16_t>,
+    .dequantize_int32 = dequantize<int32_t>,
     .dequantize_packed_int4 = dequantize_packed<int8_t>,
     .dequantize_packed_uint4 = dequantize_packed<uint8_t>,
     .pack = pack,

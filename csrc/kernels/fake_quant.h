@@ -10,9 +10,8 @@
 // NaN        value NaN, code = zero_point, in_range false. Infinities clamp to the ends of the grid; in_range false.
 //            A result of zero is +0.
 // Order      element-wise: no sums, nothing depends on the order.
-// Threads    blocks of 16384 elements; no memory is allocated. fake_quantize of a large tensor into another bypasses
-// the
-//            cache when it writes.
+// Threads    blocks of 16384 elements; no memory is allocated. A float result of 16 MiB or more is written past the
+//            cache, unless it replaces its input.
 #pragma once
 
 #include <cstdint>

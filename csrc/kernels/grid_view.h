@@ -15,8 +15,8 @@ struct GridView {
   const int32_t* zero_point;
   int64_t entries;
   int64_t inner;
-  bool exact_inverse;  // every step is a power of two with a finite reciprocal: multiplying by it is dividing by the
-                       // step
+  // Every step is a power of two with a finite reciprocal: multiplying by that is dividing by the step.
+  bool exact_inverse;
 };
 
 }  // namespace detent

@@ -59,12 +59,13 @@ inline void quotients(const float* x, float* q, int64_t begin, int64_t count, co
 }
 
 void fake_quantize(const float* x, float* out, int64_t n, const LutView& lut) {
+  const float* table = lut.table;
   walk_runs(n, [&](int64_t begin, int64_t count) {
     float q[kRun], levels[kRun];
     int32_t codes[kRun];
     quotients(x, q, begin, count, lut);
     find(q, codes, count, lut);
-    for (int64_t i = 0; i < count; ++i) levels[i] = q[i] == q[i] ? lut.table[codes[i]] : q[i];
+    for (int64_t i = 0; i < count; ++i) levels[i] = q[i] == q[i] ? table[codes[i]] : q[i];
     segment<Level>(levels, out + begin, begin, count, lut.grid);
   });
 }
@@ -82,9 +83,10 @@ void quantize(const float* x, uint8_t* out, int64_t n, const LutView& lut) {
 }
 
 void dequantize(const uint8_t* codes, float* out, int64_t n, const LutView& lut) {
+  const float* table = lut.table;
   walk_runs(n, [&](int64_t begin, int64_t count) {
     float levels[kRun];
-    for (int64_t i = 0; i < count; ++i) levels[i] = lut.table[codes[begin + i]];
+    for (int64_t i = 0; i < count; ++i) levels[i] = table[codes[begin + i]];
     segment<Level>(levels, out + begin, begin, count, lut.grid);
   });
 }
