@@ -41,7 +41,7 @@ struct Breakpoint {
 
 constexpr int kStack = 1024;
 constexpr int kDeferred = 1024;
-constexpr double kSweepBreakpoints = 64.0;
+constexpr double kSweepBreakpoints = 32.0;
 
 struct ExactScratch {
   Node nodes[kNodes];
@@ -121,9 +121,11 @@ inline void ExactSearch::add(const Interval& interval) {
   if (interval.bound >= limit()) return;
   const double width = (interval.b - interval.a) / interval.a;
   const double most = larger(codes_.high, -codes_.low);
-  // A code changes at most once on a width of 1 / (2 most), so the breakpoints fit in memory.
+  // Sorting some breakpoints costs no more than the passes over the channel that halving takes. A code changes at most
+  // once on a width of 1 / (2 most), so that the breakpoints fit in memory. Float32 reciprocals stay apart above 2^-20.
+  const double few = larger(kSweepBreakpoints, static_cast<double>(channel_.rows) * 0.25);
   const bool narrow =
-      2.0 * most * width <= 1.0 && (channel_.magnitudes / interval.a * width <= kSweepBreakpoints || width <= 0x1p-20);
+      2.0 * most * width <= 1.0 && (channel_.magnitudes / interval.a * width <= few || width <= 0x1p-20);
   if (narrow) {
     if (deferred_ == kDeferred) return sweep(interval);
     scratch_.deferred[deferred_++] = interval;

@@ -92,7 +92,7 @@ inline Vec magnitude(Vec q) { return reinterpret_cast<Vec>(reinterpret_cast<IntV
 
 // t^p for t >= 0 and p > 0 within a few units of the sixth decimal: enough to rank candidates. Plain arithmetic, so
 // that every instruction set has the same bits: log2 by the atanh series, exp2 by its Taylor series.
-inline Vec power(Vec t, float p) {
+inline Vec general_power(Vec t, float p) {
   const IntVec bits = reinterpret_cast<IntVec>(t);
   // The mantissa in [sqrt(1/2), sqrt(2)): 0x3f3504f3 is sqrt(1/2).
   const IntVec exponent = (bits - 0x3f3504f3) >> 23;
@@ -110,6 +110,14 @@ inline Vec power(Vec t, float p) {
   const Vec result =
       reinterpret_cast<Vec>(reinterpret_cast<IntVec>(e) + (__builtin_convertvector(whole, IntVec) << 23));
   return t < 0x1p-100f ? Vec{} : result;
+}
+
+// t^p, by multiplication for whole p.
+inline Vec power(Vec t, float p, int whole) {
+  if (whole == 0) return general_power(t, p);
+  Vec result = t;
+  for (int i = 1; i < whole; ++i) result *= t;
+  return result;
 }
 
 inline double add_lanes(double* lanes) {
@@ -131,6 +139,7 @@ inline void measure_group(const Channel& channel, const Probe* probes, Sums* out
   alignas(64) double cost_lanes[S][kLanes] = {};
   alignas(64) double slope_lanes[S][kLanes] = {};
   const float p = static_cast<float>(channel.power);
+  const int whole = channel.power == __builtin_floor(channel.power) ? static_cast<int>(channel.power) : 0;
   for (int64_t begin = 0; begin < channel.rows; begin += kBlockRows) {
     const int64_t end = begin + kBlockRows < channel.rows ? begin + kBlockRows : channel.rows;
     for (int lane = 0; lane < kLanes; lane += kWidth) {
@@ -150,7 +159,7 @@ inline void measure_group(const Channel& channel, const Probe* probes, Sums* out
           } else if constexpr (C == Cost::kAbsolute) {
             cost[s] += magnitude(q);
           } else {
-            cost[s] += power(magnitude(q), p);
+            cost[s] += power(magnitude(q), p, whole);
           }
         }
       }

@@ -220,6 +220,8 @@ Threshold search_power_of_two(const Prepared& job, const WeightSearchSpec& spec,
     const double cost = cost_at(job, codes, steps, threshold);
     // At equal error the smaller threshold: the finer grid.
     if (cost < best.cost || (cost == best.cost && threshold < best.value)) best = {threshold, cost};
+    // Smaller thresholds clip at least as much. The margin covers the float32 rounding of values.
+    if (clipping_cost(job.cost, job.channel, cost, threshold / steps) > 1.001 * best.cost) break;
   }
   return best;
 }

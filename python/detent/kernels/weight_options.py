@@ -39,9 +39,8 @@ class WeightSearch:
         lowers: float32 `[n]`, lower limits of uniform grids, at most zero.
         uppers: float32 `[n]`, upper limits of uniform grids, at least zero.
         errors: float64 `[n]`, mean error per element by the metric (for noclipping: squared error).
-        exact: no grid of this kind does better in real arithmetic: proven, up to rounding the threshold to float32.
-            (The
-            errors are those of float32 values, which differ by about one part in a million at 8 bits.)
+        exact: proven that no grid of this kind does better in real arithmetic, up to rounding the threshold to float32
+            (errors are those of float32 values, which differ by about one part in a million at 8 bits).
     """
 
     bits: int

@@ -13,7 +13,17 @@ from typing import Any, Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Channel", "Codes", "Cost", "Node", "add_lanes", "search_scale", "search_uniform", "to_rows"]
+__all__ = [
+    "Channel",
+    "Codes",
+    "Cost",
+    "Node",
+    "add_lanes",
+    "clipping_cost",
+    "search_scale",
+    "search_uniform",
+    "to_rows",
+]
 
 Cost = Literal["square", "absolute", "power"]
 Codes = tuple[float, float]
@@ -91,7 +101,12 @@ def halve(lanes: DoubleArray) -> float:
 
 
 def raise_to(t: FloatArray, p: float) -> FloatArray:
-    """t^p in float32 by log2 (atanh series) and exp2 (Taylor series): good for ranking."""
+    """t^p in float32, good for ranking: a product for whole p, else log2 (atanh series) and exp2 (Taylor series)."""
+    if p == math.floor(p):
+        product = t
+        for _ in range(1, int(p)):
+            product = product * t
+        return product
     bits = t.view(np.int32)
     exponent = (bits - 0x3F3504F3) >> 23
     m = (bits - (exponent << 23)).view(np.float32)
@@ -163,11 +178,14 @@ def scan_octaves(channel: Channel, codes: Codes, least: float, unclipped: float)
             if scale >= least:
                 nodes.append(measure(channel, scale, codes))
                 scale *= COARSE_RATIO
-        last = nodes[-1]
-        clipping = last.cost - channel.importance * raise_scale(channel, 0.5 * last.scale)
-        if clipping > min(node.cost for node in nodes):
+        if clipping_cost(channel, nodes[-1].cost, nodes[-1].scale) > min(node.cost for node in nodes):
             break
     return nodes
+
+
+def clipping_cost(channel: Channel, cost: float, scale: float) -> float:
+    """What clipping costs at least at this scale, hence at every smaller one: the rest is at most half a step each."""
+    return cost - channel.importance * raise_scale(channel, 0.5 * scale)
 
 
 def search_scale(channel: Channel, codes: Codes, least: float, unclipped: float) -> Node:

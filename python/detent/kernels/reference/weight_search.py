@@ -12,7 +12,15 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from detent.kernels.reference.weight_scales import Channel, Codes, add_lanes, search_scale, search_uniform, to_rows
+from detent.kernels.reference.weight_scales import (
+    Channel,
+    Codes,
+    add_lanes,
+    clipping_cost,
+    search_scale,
+    search_uniform,
+    to_rows,
+)
 from detent.kernels.weight_divergence import search_divergence, split_rows
 from detent.kernels.weight_options import Method, WeightGrid, WeightMetric, WeightSearch, check_options, is_exact
 
@@ -153,6 +161,8 @@ class Job:
                 cost = self._error(threshold / steps, codes)
                 if cost < least or (cost == least and threshold < best):
                     best, least = threshold, cost
+                if clipping_cost(self.channel, cost, threshold / steps) > 1.001 * least:
+                    break
         return best
 
     def _sort_breakpoints(self, codes: Codes, least: float) -> float:
