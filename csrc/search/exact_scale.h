@@ -41,7 +41,8 @@ struct Breakpoint {
 
 constexpr int kStack = 1024;
 constexpr int kDeferred = 1024;
-constexpr double kSweepBreakpoints = 32.0;
+constexpr double kSweepBreakpoints = 12.0;
+constexpr int kFirstFine = 12;  // scales over the octave around the best one: a first best cost; bounds do the rest
 
 struct ExactScratch {
   Node nodes[kNodes];
@@ -67,24 +68,29 @@ inline void sort(T* items, int64_t count, Less less) {
 class ExactSearch {
  public:
   ExactSearch(const Channel& channel, CodeRange codes, ScaleRange range, ExactScratch& scratch)
-      : channel_(channel), codes_(codes), range_(range), scratch_(scratch) {}
+      : channel_(channel),
+        codes_(codes),
+        range_(range),
+        scratch_(scratch),
+        norm_error_(kNormError * __builtin_sqrt(channel.energy)) {}
 
   double run();
 
  private:
   double lower(double cost) const {
-    const double norm = __builtin_sqrt(cost * (1.0 - kSumError)) - kNormError * __builtin_sqrt(channel_.energy);
+    const double norm = __builtin_sqrt(cost * (1.0 - kSumError)) - norm_error_;
     return norm > 0.0 ? norm * norm : 0.0;
   }
   double upper(double cost) const {
-    const double norm = __builtin_sqrt(cost * (1.0 + kSumError)) + kNormError * __builtin_sqrt(channel_.energy);
+    const double norm = __builtin_sqrt(cost * (1.0 + kSumError)) + norm_error_;
     return norm * norm;
   }
   double limit() const { return best_cost_ * (1.0 - 0x1p-36) - channel_.energy * 0x1p-48; }
 
   void consider(const Node& node) {
-    if (node.scale >= range_.least && upper(node.cost) < best_cost_) {
-      best_cost_ = upper(node.cost);
+    const double cost = upper(node.cost);
+    if (node.scale >= range_.least && cost < best_cost_) {
+      best_cost_ = cost;
       best_scale_ = node.scale;
     }
   }
@@ -100,6 +106,7 @@ class ExactSearch {
   const CodeRange codes_;
   const ScaleRange range_;
   ExactScratch& scratch_;
+  const double norm_error_;
   double best_cost_ = 0.0;
   double best_scale_ = 0.0;
   int depth_ = 0;
@@ -119,13 +126,14 @@ inline Interval ExactSearch::make_interval(double a, double b, double cost_a, do
 // Drops the interval, keeps it for a sweep, or for halving.
 inline void ExactSearch::add(const Interval& interval) {
   if (interval.bound >= limit()) return;
-  const double width = (interval.b - interval.a) / interval.a;
+  const double width = interval.b - interval.a;
   const double most = larger(codes_.high, -codes_.low);
   // Sorting some breakpoints costs no more than the passes over the channel that halving takes. A code changes at most
-  // once on a width of 1 / (2 most), so that the breakpoints fit in memory. Float32 reciprocals stay apart above 2^-20.
+  // once on a relative width of 1 / (2 most), so that the breakpoints fit in memory. Float32 reciprocals stay apart
+  // above 2^-20.
   const double few = larger(kSweepBreakpoints, static_cast<double>(channel_.rows) * 0.25);
-  const bool narrow =
-      2.0 * most * width <= 1.0 && (channel_.magnitudes / interval.a * width <= few || width <= 0x1p-20);
+  const bool narrow = 2.0 * most * width <= interval.a &&
+                      (channel_.magnitudes * width <= few * interval.a * interval.a || width <= 0x1p-20 * interval.a);
   if (narrow) {
     if (deferred_ == kDeferred) return sweep(interval);
     scratch_.deferred[deferred_++] = interval;
@@ -257,7 +265,7 @@ inline void ExactSearch::sweep(const Interval& interval) {
 // Cuts the axis into intervals, from the least scale that matters to the largest.
 inline void ExactSearch::start() {
   Node* nodes = scratch_.nodes;
-  int count = scan_scales(Cost::kSquare, channel_, codes_, range_, kLeastFine, nodes);
+  int count = scan_scales(Cost::kSquare, channel_, codes_, range_, kFirstFine, nodes);
   for (int i = 0; i < count; ++i) consider(nodes[i]);
   Node refined = nodes[best_refined(nodes, count)];
   for (int round = 0; round < 3; ++round) {
