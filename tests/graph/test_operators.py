@@ -255,6 +255,7 @@ def test_fake_tensors_on_any_device() -> None:
     [
         ({"x": torch.zeros(2, 3, dtype=torch.float64)}, "x must have dtype"),
         ({"x": torch.zeros(2, 3, dtype=torch.float16)}, "x must have dtype"),
+        ({"x": torch.zeros(2, 3, dtype=torch.bfloat16)}, "x must have dtype"),
         ({"scale": torch.ones(1, dtype=torch.float64)}, "scale must have dtype"),
         ({"zero_point": torch.zeros(1, dtype=torch.int64)}, "zero_point must have dtype"),
         ({"axis": 1}, "must have 3 e"),

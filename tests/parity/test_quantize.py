@@ -166,6 +166,9 @@ def test_large_outputs_are_streamed_alike(axis: int | None, shift: int) -> None:
     out = store[shift:].reshape(shape)
     expected = twins.fake_quantize(x, *grid, -128, 127, axis=axis)
     assert_parity(lambda: kernels.fake_quantize(x, *grid, -128, 127, axis=axis, out=out), expected)
+    codes = twins.quantize(x, *grid, -128, 127, dtype="int8", axis=axis)
+    expected = twins.dequantize(codes, *grid, axis=axis)
+    assert_parity(lambda: kernels.dequantize(codes, *grid, axis=axis, out=out), expected)
 
 
 def test_large_channels_last_is_streamed_alike() -> None:

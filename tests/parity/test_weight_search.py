@@ -82,6 +82,14 @@ def test_exact_search_reaches_the_twins_error(name: str, metric: Any, narrow: bo
         np.testing.assert_allclose(ours.errors, expected.errors, rtol=1e-9, atol=1e-14)
 
 
+def test_exact_search_of_a_whole_tensor() -> None:
+    w = samples((40, 500), seed=9)
+    options: dict[str, Any] = {"bits": [8, 3], "grid": "symmetric", "metric": "mse", "axis": None}
+    found = on_every_variant(lambda: search_weights(w, **options))
+    for ours, expected in zip(found, twin(w, **options), strict=True):
+        np.testing.assert_allclose(ours.errors, expected.errors, rtol=1e-9)
+
+
 def test_awkward_floats() -> None:
     finite = all_floats()
     w = np.stack([finite, finite[::-1], -finite])

@@ -131,7 +131,12 @@ def _lut_dequantize(
 
 def _dense(x: Tensor, out: Tensor) -> npt.NDArray[Any]:
     """The memory of `x`, or of a copy laid out as `out` if `x` has gaps; `out` is a new tensor made like `x`."""
-    return (x if x.stride() == out.stride() else torch.empty_like(x).copy_(x)).numpy()
+    try:
+        return (x if x.stride() == out.stride() else torch.empty_like(x).copy_(x)).numpy()
+    except TypeError:  # NumPy has no such type: bfloat16, from autocast
+        raise ValueError(
+            f"x must have dtype torch.float32, got {x.dtype}; run quantized layers without autocast"
+        ) from None
 
 
 def _c_order(x: Tensor) -> npt.NDArray[Any]:
