@@ -7,8 +7,8 @@
 // `detent::foo_table().function(...)`.
 //
 // Kernel sources must not instantiate library templates that other files use too (std::vector, std::sort, ...): the
-// linker keeps one copy of an inline function, and it might be the AVX-512 one. Take scratch memory as an argument, use
-// support/scratch.h, or keep helpers in the DETENT_ISA namespace.
+// linker keeps one copy of an inline function, and it might be the AVX-512 one. Take scratch memory as an argument,
+// or keep what is shared in the DETENT_ISA namespace.
 #pragma once
 
 #include "support/cpu.h"
