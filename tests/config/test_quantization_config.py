@@ -65,6 +65,8 @@ def test_single_options_win_over_the_object() -> None:
         ({"z_threshold": math.nan}, "z_threshold"),
         ({"p": math.inf}, "p"),
         ({"p": -2}, "p"),
+        ({"p": 7.0}, "p"),
+        ({"p": 0.7, "activation_metric": "lp"}, "at least 1 for activations"),
         ({"min_threshold": 0}, "min_threshold"),
         ({"weight_search": "fast"}, "known: exact, grid"),
         ({"p": -2, "min_threshold": 0}, r"and 1 more"),

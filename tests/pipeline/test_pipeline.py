@@ -225,6 +225,18 @@ def test_what_a_target_prescribes_cannot_be_edited(
     assert caught.value.where == name
 
 
+@pytest.mark.parametrize("magnitude", [1e-25, 1e25])
+def test_a_bias_step_that_is_no_float_names_the_layer(
+    graph: detent.Graph, stats: detent.Statistics, magnitude: float
+) -> None:
+    plan = detent.plan(graph, stats, target="onnxruntime")
+    edited = edit(plan, "weights", "head", threshold=[magnitude] * 10)
+    edited = edit(edited, "activations", graph.name_of(graph.find("head").data[0]), lower=0.0, upper=magnitude)
+    with pytest.raises(ConfigError, match="bias step") as caught:
+        detent.apply(graph, edited)
+    assert caught.value.where == "head"
+
+
 def test_kernels_in_groups_work_in_an_edited_plan(
     graph: detent.Graph, stats: detent.Statistics, images: Tensor, tmp_path: Path
 ) -> None:

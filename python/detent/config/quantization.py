@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from detent._validation import FrozenModel, config_error
 from detent.errors import ConfigError
@@ -22,7 +22,7 @@ class QuantizationConfig(FrozenModel):
     Attributes:
         activation_metric: error that activation thresholds minimize.
         weights_metric: error that weight thresholds minimize.
-        p: exponent of the `"lp"` metric, sum of |Q(x) - x|^p.
+        p: exponent of the `"lp"` metric, sum of |Q(x) - x|^p; 0.5 to 6, for activations 1 to 6.
         z_threshold: activation values further than this many standard deviations from their mean are left out of the
             search; infinity keeps all.
         min_threshold: least clipping limit a search may choose, in units of the tensor.
@@ -37,7 +37,7 @@ class QuantizationConfig(FrozenModel):
 
     activation_metric: ActivationMetric = "mse"
     weights_metric: WeightsMetric = "mse"
-    p: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0
+    p: Annotated[float, Field(ge=0.5, le=6)] = 2.0
     z_threshold: Annotated[float, Field(gt=0)] = float("inf")
     min_threshold: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0**-16
     weights_bits: Annotated[int, Field(ge=2, le=16)] | None = None
@@ -49,6 +49,14 @@ class QuantizationConfig(FrozenModel):
             super().__init__(**options)
         except ValidationError as error:
             raise config_error(error, type(self)) from None
+
+    @model_validator(mode="after")
+    def _searchable(self) -> QuantizationConfig:
+        if self.activation_metric == "lp" and self.p < 1:
+            raise ConfigError(
+                f"`p` must be at least 1 for activations, got {self.p:g}", remedy="0.5 to 1 is for `weights_metric`"
+            )
+        return self
 
     @classmethod
     def resolve(

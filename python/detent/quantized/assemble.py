@@ -132,7 +132,7 @@ class _Assembly:
         if node.bias is None or kernel is None or input_grid is None or kernel.group_size is not None:
             return
         bias = self.graph.tensor(node.bias).detach().cpu().numpy()
-        scale = per_bias_entry(input_grid.scale * kernel.scale, len(bias))
+        scale = per_bias_entry(_bias_steps(input_grid, kernel, node.name), len(bias))
         codes = _bias_codes(bias, scale, node.name)
         path = str(node.bias.target) if len(point.users) == 1 else f"{node.bias.target}_{node.name}"
         read = self.editor.copies[node.bias]
@@ -175,6 +175,18 @@ class _Assembly:
 def _storage(grid: Grid) -> str:
     """Codes of up to 8 bits lie in one byte each: torch has no 4-bit tensors. Files pack them."""
     return ("int" if grid.signed else "uint") + ("8" if grid.bits <= 8 else "16")
+
+
+def _bias_steps(input_grid: Grid, kernel: Grid, where: str) -> npt.NDArray[np.float32]:
+    with np.errstate(over="ignore", under="ignore"):
+        steps = (input_grid.scale * kernel.scale).astype(np.float32)
+    if not bool(np.all((steps > 0) & np.isfinite(steps))):
+        raise ConfigError(
+            "the bias step, (input step) x (kernel step), is not a float32 number",
+            where=where,
+            remedy="give this layer's kernel or input limits of ordinary size in the plan",
+        )
+    return steps
 
 
 def _bias_codes(bias: npt.NDArray[np.float32], scale: npt.NDArray[np.float32], where: str) -> npt.NDArray[np.int32]:
