@@ -6,6 +6,7 @@ No forward pass happens here. An activation's histogram, or a kernel's raw value
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -16,14 +17,27 @@ from detent.graph.placement import ActivationPoint, Placement, WeightPoint
 from detent.graph.tensors import read_tensor
 from detent.kernels.histogram_search import HistogramSearch, search_histogram
 from detent.kernels.statistics import StatisticsAccumulator
-from detent.kernels.threads import map_in_threads
+from detent.kernels.threads import map_in_threads, num_threads
 from detent.kernels.weight_search import search_weights as search_kernel
 from detent.records.grid import Grid
 from detent.records.plan import TensorPlan
 from detent.records.statistics import Statistics, TensorStatistics
 from detent.targets import FixedGrid, Target
 
-__all__ = ["search_activations", "search_weights"]
+__all__ = ["search_activations", "search_grids", "search_weights"]
+
+
+def search_grids(
+    graph: Graph, placement: Placement, statistics: Statistics, target: Target, config: QuantizationConfig
+) -> tuple[dict[str, TensorPlan], dict[str, TensorPlan]]:
+    """The entries of all activations and of all kernels; raises as the two searches do."""
+    if num_threads() == 1:
+        activations = search_activations(graph, placement, statistics, target, config)
+        return activations, search_weights(graph, placement, target, config)
+    # Kernels take kernel time, histograms mostly interpreter time: together they fill the cores.
+    with ThreadPoolExecutor(1, "detent") as background:
+        weights = background.submit(search_weights, graph, placement, target, config)
+        return search_activations(graph, placement, statistics, target, config), weights.result()
 
 
 def search_activations(
