@@ -11,6 +11,7 @@ from torch import nn
 
 from detent.graph import capture
 from detent.transforms import fold_batch_norm
+from detent.transforms.edits import FOLDED_NORM
 
 
 def _randomize(model: nn.Module) -> nn.Module:
@@ -115,6 +116,18 @@ def test_a_kernel_that_is_also_used_without_norm_is_kept_beside_the_folded_one()
     folded = fold_batch_norm(capture(_randomize(TiedKernel()), torch.randn(IMAGE)))
     assert folded.find("conv").weight_name == "conv.weight_folded"
     assert folded.find("conv:1").weight_name == "conv.weight"
+
+
+def test_the_layer_remembers_what_the_norm_made_of_its_output() -> None:
+    model = _randomize(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1), nn.BatchNorm2d(4)))
+    model[3] = nn.BatchNorm2d(4, affine=False).eval()
+    folded = fold_batch_norm(capture(model, torch.randn(IMAGE))).copy()
+    mean, std = folded.find("0").node.meta[FOLDED_NORM]
+    assert torch.equal(mean, model[1].bias.double())
+    assert torch.equal(std, model[1].weight.double().abs())
+    mean, std = folded.find("2").node.meta[FOLDED_NORM]
+    assert not mean.any()
+    assert (std == 1).all()
 
 
 class TwoReaders(nn.Module):

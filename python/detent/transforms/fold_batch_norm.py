@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
 
 import torch
 from torch import fx
 
 from detent.graph.graph import Graph, GraphNode
 from detent.graph.roles import argument
-from detent.graph.tensors import add_tensor, free_path, move_tensor
+from detent.transforms.edits import FOLDED_NORM, finish, parameter_path, producer, read_kernel, store_tensor
 
 __all__ = ["fold_batch_norm"]
-
-FOLDED: Final = "_folded"
-"""Mark of a folded tensor's path while the original may still be read."""
 
 
 def fold_batch_norm(graph: Graph) -> Graph:
@@ -24,7 +20,8 @@ def fold_batch_norm(graph: Graph) -> Graph:
     With gain s = gamma / sqrt(var + eps) per output channel, the kernel becomes s * W and the bias
     s * (b - mean) + beta (Jacob et al. 2018, arXiv:1712.05877, eq. 14), computed in float64 and rounded once. A
     convolution without a bias gets one. The given graph and the user's tensors are left as they are. A batch norm that
-    cannot be folded stays, and a note says why; another one names what was folded.
+    cannot be folded stays, and a note says why; another one names what was folded. The layer's node keeps
+    `(beta, |gamma|)` under `FOLDED_NORM`: what the norm made of its output, for rewrites that balance channels.
 
     Args:
         graph: any captured network.
@@ -35,7 +32,7 @@ def fold_batch_norm(graph: Graph) -> Graph:
     for norm in folded.nodes():
         if norm.op is None or norm.op.name != "batch_norm":
             continue
-        layer = _producer(folded, norm)
+        layer = producer(folded, norm.data[0])
         reason = _obstacle(folded, norm, layer)
         if reason is None and layer is not None:
             reason = _fold(folded, norm, layer, cache)
@@ -45,23 +42,17 @@ def fold_batch_norm(graph: Graph) -> Graph:
             folded.notes.append(f"batch norm {norm.name} is not folded: {reason}")
     if done:
         folded.notes.append(f"folded {len(done)} batch norm{'s' * (len(done) > 1)}: {', '.join(done)}")
-    folded.module.graph.eliminate_dead_code()
-    _settle_paths(folded.module)
-    folded.refresh()
-    return folded
+    return finish(folded)
 
 
 @dataclass(frozen=True)
 class _Affine:
-    """Per-channel gain and shift of an evaluated batch norm, float64 `[C]`."""
+    """Per-channel gain and shift of an evaluated batch norm, and what it makes of its training data, float64 `[C]`."""
 
     gain: torch.Tensor
     shift: torch.Tensor
-
-
-def _producer(graph: Graph, norm: GraphNode) -> GraphNode | None:
-    name = graph.name_of(norm.data[0])
-    return graph.find(name) if name in graph else None
+    mean: torch.Tensor
+    std: torch.Tensor
 
 
 def _obstacle(graph: Graph, norm: GraphNode, layer: GraphNode | None) -> str | None:
@@ -90,8 +81,8 @@ def _fold(
     sources = [layer.weight, layer.bias, *parameters]
     # A reused pair of layer and norm is folded once, and the folded kernel stays shared.
     key = (*(str(s.target) if s is not None else "" for s in sources), str(argument(norm.node, "eps")))
+    affine = _affine(graph, norm)
     if key not in cache:
-        affine = _affine(graph, norm)
         weight = _scaled_kernel(graph.tensor(layer.weight), affine.gain, layer)
         bias = affine.shift
         if layer.bias is not None:
@@ -100,8 +91,8 @@ def _fold(
         if not (torch.isfinite(weight).all() and torch.isfinite(bias).all()):
             return "the result would not be finite"
         cache[key] = (_store(graph, layer, "weight", weight), _store(graph, layer, "bias", bias))
-    new_weight, new_bias = cache[key]
-    _rewire(layer.node, new_weight, new_bias)
+    read_kernel(layer.node, *cache[key])
+    layer.node.meta[FOLDED_NORM] = (affine.mean, affine.std)
     norm.node.replace_all_uses_with(layer.node)
     graph.module.graph.erase_node(norm.node)
     return None
@@ -118,7 +109,12 @@ def _affine(graph: Graph, norm: GraphNode) -> _Affine:
     gain = torch.rsqrt(var + float(argument(norm.node, "eps")))
     gain = gain if gamma is None else gain * gamma
     shift = -mean * gain
-    return _Affine(gain, shift if beta is None else shift + beta)
+    return _Affine(
+        gain,
+        shift if beta is None else shift + beta,
+        torch.zeros_like(gain) if beta is None else beta,
+        torch.ones_like(gain) if gamma is None else gamma.abs(),
+    )
 
 
 def _scaled_kernel(weight: torch.Tensor, gain: torch.Tensor, layer: GraphNode) -> torch.Tensor:
@@ -132,28 +128,6 @@ def _scaled_kernel(weight: torch.Tensor, gain: torch.Tensor, layer: GraphNode) -
 
 
 def _store(graph: Graph, layer: GraphNode, leaf: str, tensor: torch.Tensor) -> fx.Node:
-    """Store a folded tensor beside the one it replaces, which others may still read, and make a node that reads it."""
     assert layer.weight is not None
-    old = layer.weight if leaf == "weight" else layer.bias
-    path = str(old.target) if old is not None else str(layer.weight.target).removesuffix("weight") + leaf
-    path = free_path(graph.module, path + FOLDED)
-    add_tensor(graph.module, path, tensor, like=graph.tensor(layer.weight))
-    with graph.module.graph.inserting_before(layer.node):
-        node = graph.module.graph.get_attr(path)
-    node.meta["val"] = tensor.to("meta")
-    return node
-
-
-def _settle_paths(module: fx.GraphModule) -> None:
-    """Give folded tensors the layer's own paths wherever nobody reads the originals any more."""
-    paths = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
-    for path in sorted(paths):
-        wanted, mark, count = path.rpartition(FOLDED)
-        if mark and not count and wanted not in paths:
-            move_tensor(module, path, wanted)
-
-
-def _rewire(call: fx.Node, weight: fx.Node, bias: fx.Node) -> None:
-    data = argument(call, "input")
-    call.kwargs = {name: value for name, value in call.kwargs.items() if name not in ("input", "weight", "bias")}
-    call.args = (data, weight, bias, *call.args[3:])
+    like = graph.tensor(layer.weight)
+    return store_tensor(graph, parameter_path(layer, leaf), tensor, like=like, before=layer.node)
