@@ -22,7 +22,7 @@ from detent.records.plan import QuantPlan
 from detent.records.statistics import Statistics
 from detent.statistics import calibrate, first_batch
 from detent.targets import Target, load_target, target_names
-from detent.thresholds import make_room_for_biases, search_grids
+from detent.thresholds import avoid_ties, make_room_for_biases, search_grids
 from detent.transforms import fold_batch_norm
 
 __all__ = ["apply", "calibrate", "capture", "plan", "quantize", "values_to_observe"]
@@ -81,6 +81,8 @@ def plan(
     placement = place(graph, chip)
     activations, weights = search_grids(graph, placement, stats, chip, settings)
     weights, notes = make_room_for_biases(graph, placement, activations, weights)
+    if settings.tie_free:
+        weights = avoid_ties(graph, placement, activations, weights)
     return QuantPlan(
         target=reference,
         graph=fingerprint,

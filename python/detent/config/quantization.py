@@ -30,6 +30,8 @@ class QuantizationConfig(FrozenModel):
         activation_bits: code width of all activations; None takes the target's first.
         weight_search: `"exact"` finds the global optimum over all thresholds (mean squared error on symmetric grids,
             every other case searches a dense grid anyway); `"grid"` always searches the dense grid, which is faster.
+        tie_free: move kernel thresholds by at most one part in 4096 so that no accumulator lies halfway between two
+            codes of its layer's output; PyTorch and the runtimes then round alike (`docs/decisions/tie-free.md`).
 
     Raises:
         ConfigError: an unknown option (with a suggestion) or a value out of range.
@@ -43,6 +45,7 @@ class QuantizationConfig(FrozenModel):
     weights_bits: Annotated[int, Field(ge=2, le=16)] | None = None
     activation_bits: Annotated[int, Field(ge=1, le=16)] | None = None
     weight_search: Literal["exact", "grid"] = "exact"
+    tie_free: bool = True
 
     def __init__(self, **options: Any) -> None:
         try:

@@ -124,27 +124,36 @@ class _Assembly:
         return self.editor.call_after(anchor, operator, *stored, grid.axis, grid.group_size)
 
     def quantize_bias(self, point: WeightPoint, node: GraphNode, source: str | None) -> None:
-        """Replace a bias by 32-bit codes at step (input step) x (kernel step), where both steps exist."""
+        """Replace a bias by whole multiples of (input step) x (kernel step), where both steps exist.
+
+        They are 32-bit codes, or float numbers where the target keeps biases in float: those are moved by half such a
+        step at most, a fraction of a code of the output, so that accumulator plus bias is a whole number of steps
+        (`thresholds.ties` relies on it).
+        """
         kernel = self.plan.weights[point.layer].grid
         input_grid = None if source is None else self.plan.activation_grid(source)
-        if self.plan.weights[point.layer].bias_bits is None or self.trainable:
+        if self.trainable or node.bias is None or kernel is None or input_grid is None:
             return
-        if node.bias is None or kernel is None or input_grid is None or kernel.group_size is not None:
+        if kernel.group_size is not None or kernel.table is not None:
             return
         bias = self.graph.tensor(node.bias).detach().cpu().numpy()
         scale = per_bias_entry(_bias_steps(input_grid, kernel, node.name), len(bias))
-        codes = _bias_codes(bias, scale, node.name)
+        multiples = np.rint(bias.astype(np.float64) / scale.astype(np.float64))
         path = str(node.bias.target) if len(point.users) == 1 else f"{node.bias.target}_{node.name}"
         read = self.editor.copies[node.bias]
-        quantized = self.editor.call_after(
-            read,
-            torch.ops.detent.dequantize.default,
-            self.editor.store(f"{path}_codes", codes),
-            self.editor.store(f"{path}_scale", scale),
-            self.editor.store(f"{path}_zero_point", np.zeros(len(scale), np.int32)),
-            0 if len(scale) > 1 else None,
-            None,
-        )
+        if self.plan.weights[point.layer].bias_bits is None:
+            value = (multiples * scale.astype(np.float64)).astype(np.float32)
+            quantized = self.editor.read_after(read, self.editor.store(f"{path}_rounded", value))
+        else:
+            quantized = self.editor.call_after(
+                read,
+                torch.ops.detent.dequantize.default,
+                self.editor.store(f"{path}_codes", _bias_codes(multiples, bias, scale, node.name)),
+                self.editor.store(f"{path}_scale", scale),
+                self.editor.store(f"{path}_zero_point", np.zeros(len(scale), np.int32)),
+                0 if len(scale) > 1 else None,
+                None,
+            )
         quantized.meta = dict(read.meta)
         self.editor.copies[node.node].replace_input_with(read, quantized)
 
@@ -189,14 +198,15 @@ def _bias_steps(input_grid: Grid, kernel: Grid, where: str) -> npt.NDArray[np.fl
     return steps
 
 
-def _bias_codes(bias: npt.NDArray[np.float32], scale: npt.NDArray[np.float32], where: str) -> npt.NDArray[np.int32]:
-    codes = np.rint(bias.astype(np.float64) / scale.astype(np.float64))
-    worst = int(np.argmax(np.abs(codes)))
-    if abs(codes[worst]) > _INT32_MAX:
+def _bias_codes(
+    multiples: npt.NDArray[np.float64], bias: npt.NDArray[np.float32], scale: npt.NDArray[np.float32], where: str
+) -> npt.NDArray[np.int32]:
+    worst = int(np.argmax(np.abs(multiples)))
+    if abs(multiples[worst]) > _INT32_MAX:
         raise ConfigError(
             f"the bias of channel {worst} ({float(bias[worst]):.4g}) does not fit 32 bits at step "
             f"{float(scale[worst % len(scale)]):.4g}",
             where=where,
             remedy="raise the weight threshold of that channel in the plan (detent.plan does so by itself)",
         )
-    return codes.astype(np.int32)
+    return multiples.astype(np.int32)

@@ -63,11 +63,15 @@ class GraphEditor:
         resolved = []
         for argument in args:
             if isinstance(argument, Stored):
-                with self.graph.inserting_after(anchor):
-                    argument = anchor = self.graph.create_node("get_attr", argument.path)
+                argument = anchor = self.read_after(anchor, argument)
             resolved.append(argument)
         with self.graph.inserting_after(anchor):
             return self.graph.call_function(operator, tuple(resolved))
+
+    def read_after(self, anchor: fx.Node, stored: Stored) -> fx.Node:
+        """Insert a read of a kept tensor after `anchor`."""
+        with self.graph.inserting_after(anchor):
+            return self.graph.create_node("get_attr", stored.path)
 
     def finish(self) -> fx.GraphModule:
         """The edited graph as a module that holds only the tensors it reads, all of them its own."""

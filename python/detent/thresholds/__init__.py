@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from detent.thresholds.biases import make_room_for_biases
-from detent.thresholds.search import search_activations, search_grids, search_weights
+from detent.thresholds.search import search_grids
+from detent.thresholds.ties import avoid_ties
 
-__all__ = ["make_room_for_biases", "search_activations", "search_grids", "search_weights"]
+__all__ = ["avoid_ties", "make_room_for_biases", "search_grids"]

@@ -1,0 +1,110 @@
+"""Steps without ties: no accumulator of a layer lands halfway between two codes of its output.
+
+A layer's accumulator a is a whole number, and its output code is a * M rounded, with M = (input step) x (kernel step) /
+(output step). Where a * M is near k + 1/2, the code depends on the last bit of the arithmetic: runtimes that add in
+another order, or round ties another way, disagree by one code there, and the difference spreads. Such accumulators are
+not rare in a network with millions of them, so two correct runtimes hardly ever agree on every output.
+
+If M = p / q with q odd, a * M is k + 1/2 for no a, since 2 a p is even and q (2k + 1) is odd; the nearest value is
+1 / (2q) away. The kernel step is moved by at most one part in 4096 to such an M, less than the search can resolve, and
+every accumulator is then 8e-5 output steps or more from a tie (for M of 1 / 2048 or more): far more than the float error
+of a sum. What PyTorch computes is what onnxruntime computes, and what an integer runtime computes however it rounds ties.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from detent.graph import Graph, GraphNode
+from detent.graph.placement import Placement, WeightPoint
+from detent.records.grid import Grid
+from detent.records.plan import TensorPlan
+
+__all__ = ["avoid_ties", "tie_free"]
+
+_RELATIVE: Final = 2.0**-12
+"""Largest relative change of a kernel step."""
+_LARGEST_NUMERATOR: Final = 16
+"""Small fractions tried before the one that is always close enough."""
+_LINEAR: Final = frozenset({"relu", "relu6", "hardtanh", "clamp_min", "clamp_max"})
+"""Activations that hand the accumulator on or clamp it."""
+
+Vector = npt.NDArray[np.float64]
+
+
+def avoid_ties(
+    graph: Graph,
+    placement: Placement,
+    activations: Mapping[str, TensorPlan],
+    weights: Mapping[str, TensorPlan],
+) -> dict[str, TensorPlan]:
+    """The kernel entries with thresholds moved to tie-free steps, where input, kernel and output all have a grid.
+
+    Symmetric kernels only: powers of two multiply exactly, and their rare ties are ties everywhere. A kernel with
+    several users is moved for the first.
+    """
+    users = {node.node: node for node in graph.nodes()}
+    moved = dict(weights)
+    for layer, point in placement.weights.items():
+        grid = weights[layer].grid
+        if grid is None or grid.kind != "symmetric" or grid.group_size is not None:
+            continue
+        source, output = point.inputs[0], _output(graph, point, placement, users)
+        before, after = (None if name is None else _grid(activations, name) for name in (source, output))
+        if before is None or after is None:
+            continue
+        ratio = float(before.scale[0]) / float(after.scale[0])
+        moved[layer] = replace(weights[layer], grid=_with_steps(grid, tie_free(grid.scale * ratio) / ratio))
+    return moved
+
+
+def tie_free(multiplier: npt.ArrayLike) -> Vector:
+    """The nearest p / q with odd q and small p, at most one part in 4096 away.
+
+    Args:
+        multiplier: positive numbers `[n]`.
+    """
+    wanted = np.asarray(multiplier, np.float64)
+    # q next to p / M is odd and at most 1 away, so p / q is within M / p of M, relatively.
+    sure = np.maximum(1.0, np.ceil(wanted / _RELATIVE))
+    found = sure / _nearest_odd(sure / wanted)
+    open_ = np.ones(wanted.shape, bool)
+    for p in range(1, _LARGEST_NUMERATOR + 1):
+        candidate = p / _nearest_odd(p / wanted)
+        good = open_ & (np.abs(candidate - wanted) <= _RELATIVE * wanted)
+        found = np.where(good, candidate, found)
+        open_ &= ~good
+    return np.asarray(found)
+
+
+def _nearest_odd(x: Vector) -> Vector:
+    return np.asarray(2.0 * np.floor(x / 2.0) + 1.0)
+
+
+def _output(graph: Graph, point: WeightPoint, placement: Placement, nodes: Mapping[object, GraphNode]) -> str | None:
+    """The value that carries the layer's accumulator to codes: its own output, or that of a clamp fused with it."""
+    node = graph.find(point.users[0])
+    while node.name not in placement.activations:
+        users = list(node.node.users)
+        follower = nodes.get(users[0]) if len(users) == 1 else None
+        if follower is None or follower.op is None or not (follower.op.name in _LINEAR or follower.preserving):
+            return None
+        node = follower
+    return node.name
+
+
+def _grid(activations: Mapping[str, TensorPlan], name: str) -> Grid | None:
+    entry = activations[name]
+    return activations[entry.same_as].grid if entry.same_as is not None else entry.grid
+
+
+def _with_steps(grid: Grid, steps: Vector) -> Grid:
+    assert grid.threshold is not None
+    # A whole power of two apart, so the step of the new threshold is the rounded step itself.
+    levels = np.float32(1 << (grid.bits - grid.signed))
+    return replace(grid, threshold=steps.astype(np.float32) * levels)
