@@ -7,8 +7,9 @@ not rare in a network with millions of them, so two correct runtimes hardly ever
 
 If M = p / q with q odd, a * M is k + 1/2 for no a, since 2 a p is even and q (2k + 1) is odd; the nearest value is
 1 / (2q) away. The kernel step is moved by at most one part in 4096 to such an M, less than the search can resolve, and
-every accumulator is then 8e-5 output steps or more from a tie (for M of 1 / 2048 or more): far more than the float error
-of a sum. What PyTorch computes is what onnxruntime computes, and what an integer runtime computes however it rounds ties.
+every accumulator is then 8e-5 output steps or more from a tie (for M of 1 / 2048 or more): far more than the float
+error of a sum. What PyTorch computes is what onnxruntime computes, and what an integer runtime computes however it
+rounds ties.
 """
 
 from __future__ import annotations
