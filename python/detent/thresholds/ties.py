@@ -20,6 +20,7 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+from torch import fx
 
 from detent.graph import Graph, GraphNode
 from detent.graph.placement import Placement, WeightPoint
@@ -87,7 +88,7 @@ def _nearest_odd(x: Vector) -> Vector:
     return np.asarray(2.0 * np.floor(x / 2.0) + 1.0)
 
 
-def _output(graph: Graph, point: WeightPoint, placement: Placement, nodes: Mapping[object, GraphNode]) -> str | None:
+def _output(graph: Graph, point: WeightPoint, placement: Placement, nodes: Mapping[fx.Node, GraphNode]) -> str | None:
     """The value that carries the layer's accumulator to codes: its own output, or that of a clamp fused with it."""
     node = graph.find(point.users[0])
     while node.name not in placement.activations:
