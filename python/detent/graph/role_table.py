@@ -209,6 +209,9 @@ register("celu", OpRole(name="celu", kind="activation", refine=_negative_limit))
 def _clamp(node: fx.Node, role: OpRole) -> OpRole | None:
     names = ("min_val", "max_val") if role.name == "hardtanh" else ("min", "max")
     given = [argument(node, name) for name in names]
+    if all(limit is None or (isinstance(limit, fx.Node) and limit.op == "get_attr") for limit in given):
+        # Stored limits, one per channel: equalization makes them of ReLU6. Fused like any other clamp.
+        return replace(role, name="hardtanh")
     if any(isinstance(limit, fx.Node) for limit in given):
         return role
     lower = -inf if given[0] is None else float(given[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from detent.transforms.equalize import equalize_layers
 from detent.transforms.fold_batch_norm import fold_batch_norm
 
-__all__ = ["fold_batch_norm"]
+__all__ = ["equalize_layers", "fold_batch_norm"]
