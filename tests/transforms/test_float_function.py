@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from detent.graph import Graph, capture
 from detent.records.statistics import Statistics
 from detent.statistics import calibrate
-from detent.transforms import fold_batch_norm
+from detent.transforms import equalize_layers, fold_batch_norm
 from tests.transforms.random_networks import Description, RandomNetwork, example, networks
 
 RELATIVE: Final = 1e-5
@@ -25,6 +25,7 @@ RELATIVE: Final = 1e-5
 
 REWRITES: Final[dict[str, Callable[[Graph], Graph]]] = {
     "fold_batch_norm": fold_batch_norm,
+    "equalize_layers": lambda graph: equalize_layers(fold_batch_norm(graph)),
 }
 WITH_STATISTICS: Final[dict[str, Callable[[Graph, Statistics], Graph]]] = {}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from math import inf, isinf
-from typing import Final
 
 import torch
 from torch import fx
@@ -14,9 +13,9 @@ from detent.graph.names import NAME
 from detent.graph.roles import argument, op_name
 from detent.graph.tensors import add_tensor, free_path
 from detent.transforms.channel_paths import ChannelPath, Clamp, read_elsewhere
+from detent.transforms.edits import FOLDED_NORM, parameter_path, read_kernel, store_tensor
 
 __all__ = [
-    "FOLDED_NORM",
     "finite",
     "grouped_kernel",
     "limits",
@@ -27,9 +26,6 @@ __all__ = [
     "scale_path",
     "set_limits",
 ]
-
-FOLDED_NORM: Final = "folded_norm"
-"""Key of `fx.Node.meta`: shift and |gain| of the batch norm folded into a layer, see `fold_batch_norm`."""
 
 
 def grouped_kernel(weight: torch.Tensor, layer: GraphNode, spread: int = 1) -> torch.Tensor:
@@ -165,16 +161,8 @@ def replace_bias(graph: Graph, layer: GraphNode, values: torch.Tensor) -> None:
         return
     assert layer.weight is not None
     kernel = graph.tensor(layer.weight)
-    path = free_path(graph.module, str(layer.weight.target).removesuffix("weight") + "bias")
-    bias = values.to(kernel)
-    add_tensor(graph.module, path, bias, like=kernel)
-    with graph.module.graph.inserting_before(layer.node):
-        node = graph.module.graph.get_attr(path)
-    node.meta["val"] = bias.to("meta")
-    weight = argument(layer.node, "weight")
-    rest = {k: v for k, v in layer.node.kwargs.items() if k not in ("input", "weight", "bias")}
-    layer.node.args = (argument(layer.node, "input"), weight, node, *layer.node.args[3:])
-    layer.node.kwargs = rest
+    bias = store_tensor(graph, parameter_path(layer, "bias"), values.to(kernel), like=kernel, before=layer.node)
+    read_kernel(layer.node, layer.weight, bias)
 
 
 def finite(tensors: Iterable[torch.Tensor]) -> bool:

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from detent.graph.graph import Graph, GraphNode
 from detent.graph.roles import argument, argument_names, op_name
 from detent.graph.shapes import concrete_shape
+from detent.transforms.edits import kernel_is_shared
 
 __all__ = [
     "KERNELS",
@@ -165,6 +166,7 @@ class _Walk:
 
 class _Walker:
     def __init__(self, graph: Graph) -> None:
+        self.graph = graph
         self.items = {item.node: item for item in graph.nodes()}
 
     def path(self, source: GraphNode) -> ChannelPath | None:
@@ -180,7 +182,7 @@ class _Walker:
             return None
         for layer in (source, *(reader.layer for reader in walk.readers)):
             if layer.kind in KERNELS:
-                _require_own_tensors(layer)
+                _require_own_tensors(self.graph, layer)
         return ChannelPath(source, shape[axis], tuple(walk.between), tuple(walk.clamps), tuple(walk.readers))
 
     def _walk(self, start: _Step, channels: int) -> _Walk:
@@ -235,12 +237,12 @@ def _reader(step: _Step, item: GraphNode, channels: int) -> Reader:
     return Reader(item, step.item.node, step.spread)
 
 
-def _require_own_tensors(item: GraphNode) -> None:
+def _require_own_tensors(graph: Graph, item: GraphNode) -> None:
     if item.weight is None:
         raise _ObstacleError(f"the kernel of {item.name} is computed by the network")
     if item.bias is None and argument(item.node, "bias") is not None:
         raise _ObstacleError(f"the bias of {item.name} is computed by the network")
-    if read_elsewhere(item, (item.weight, item.bias)):
+    if kernel_is_shared(graph, item) or read_elsewhere(item, (item.weight, item.bias)):
         raise _ObstacleError(f"the kernel or bias of {item.name} is used more than once")
 
 

@@ -9,6 +9,7 @@ import torch
 from detent.graph.graph import Graph, GraphNode
 from detent.transforms.channel_factors import finite, grouped_kernel, scale_clamp, scale_kernel
 from detent.transforms.channel_paths import ChannelPath, channel_paths, layers_of, summarize
+from detent.transforms.edits import finish
 
 __all__ = ["equalize_layers"]
 
@@ -50,8 +51,7 @@ def equalize_layers(graph: Graph) -> Graph:
     if usable:
         pairs = ", ".join(f"{p.source.name} with {' and '.join(r.layer.name for r in p.readers)}" for p in usable)
         equal.notes.append(f"equalized the channels of {len(usable)} layer{'s' * (len(usable) > 1)}: {pairs}")
-    equal.refresh()
-    return equal
+    return finish(equal)
 
 
 class _Solver:
