@@ -19,7 +19,7 @@ from detent.statistics.checkpoint import Checkpoint, read_checkpoint
 from detent.statistics.collector import Collector, merge
 from detent.statistics.data import Data, checked_batches, expected_samples
 from detent.statistics.diagnosis import check_weights, describe_node, nonfinite_error
-from detent.statistics.executor import Executor
+from detent.graph.executor import Executor
 from detent.statistics.inputs import note
 from detent.statistics.observation import observed_values
 from detent.statistics.workers import Counted, Job, Workers, worker_count

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -110,19 +110,53 @@ class Executor:
             values[self._slots[node]] = self._laid_out(tensor)
         with torch.inference_mode():
             for step in self._steps:
-                args, kwargs = _fill(step.args, values), _fill(step.kwargs, values)
-                try:
-                    value = values[step.out] = step.function(*args, **kwargs)
-                except (RuntimeError, IndexError, TypeError, ValueError) as error:
-                    raise CalibrationError(
-                        f"the model failed on a calibration batch: {error}",
-                        where=self._describe(step.node),
-                        remedy="run the model itself on this batch; the data may not be what it was captured with",
-                    ) from error
+                value = self._execute(step, values)
                 if step.watched is not None:
                     observer(step.watched, value)
                 for slot in step.release:
                     values[slot] = None
+
+    def walk(self, batches: Sequence[Sequence[torch.Tensor]]) -> Iterator[tuple[int, list[torch.Tensor]]]:
+        """Run many batches together, operator by operator, and stop at each watched value.
+
+        What is computed later sees the changes that the caller makes to the values in place meanwhile. All batches'
+        values that are still needed are alive at once.
+
+        Args:
+            batches: the inputs of each batch, one tensor per placeholder.
+
+        Yields:
+            The place of a watched node in the list, and its value for each batch.
+
+        Raises:
+            CalibrationError: an operator failed; names the layer.
+        """
+        all_values = []
+        for inputs in batches:
+            values = list(self._constants)
+            for node, tensor in zip(self._placeholders, inputs, strict=True):
+                values[self._slots[node]] = self._laid_out(tensor)
+            all_values.append(values)
+        for step in self._steps:
+            with torch.inference_mode():
+                results = [self._execute(step, values) for values in all_values]
+            if step.watched is not None:
+                yield step.watched, results
+            for values in all_values:
+                for slot in step.release:
+                    values[slot] = None
+
+    def _execute(self, step: _Step, values: list[Any]) -> Any:
+        args, kwargs = _fill(step.args, values), _fill(step.kwargs, values)
+        try:
+            value = values[step.out] = step.function(*args, **kwargs)
+        except (RuntimeError, IndexError, TypeError, ValueError) as error:
+            raise CalibrationError(
+                f"the model failed on a calibration batch: {error}",
+                where=self._describe(step.node),
+                remedy="run the model itself on this batch; the data may not be what it was captured with",
+            ) from error
+        return value
 
     def _compile(self, nodes: Sequence[fx.Node]) -> list[_Step]:
         last_use = {source: node for node in nodes for source in [node, *node.all_input_nodes]}
@@ -157,11 +191,11 @@ class Executor:
             value: Any = self._module
             for part in str(node.target).split("."):
                 value = getattr(value, part)
-            if isinstance(value, torch.Tensor) and any(_is_kernel(node, user) for user in node.users):
-                value = self._laid_out(value.detach())
         else:
             args, kwargs = _fill(self._slotted(node.args), self._constants), self._slotted(node.kwargs)
             value = self._callable(node)(*args, **_fill(kwargs, self._constants))
+        if isinstance(value, torch.Tensor) and any(_is_kernel(node, user) for user in node.users):
+            return self._laid_out(value.detach())
         return value
 
     def _laid_out(self, tensor: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from detent.errors import CalibrationError, UnsupportedOpError
 from detent.graph import capture
-from detent.statistics.executor import Executor, prefers_channels_last
+from detent.graph.executor import Executor, prefers_channels_last
 from tests.statistics.networks import Constant, Residual, build, residual_graph, samples
 
 
