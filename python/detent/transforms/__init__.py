@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from detent.transforms.collapse_linear import collapse_linear
+from detent.transforms.collapse_residual import collapse_residual
 from detent.transforms.equalize import equalize_layers
 from detent.transforms.fold_batch_norm import fold_batch_norm
 
-__all__ = ["equalize_layers", "fold_batch_norm"]
+__all__ = ["collapse_linear", "collapse_residual", "equalize_layers", "fold_batch_norm"]

@@ -9,6 +9,7 @@ from torch import fx
 
 from detent.graph.graph import Graph, GraphNode
 from detent.graph.roles import argument
+from detent.graph.shapes import concrete_shape
 from detent.graph.tensors import add_tensor, free_path, move_tensor
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "is_read_once",
     "kernel_is_shared",
     "parameter_path",
+    "per_axis",
     "producer",
     "read_kernel",
     "set_kernel",
@@ -62,6 +64,14 @@ def kernel_is_shared(graph: Graph, layer: GraphNode) -> bool:
         if node.op == "get_attr" and (node is layer.weight or _same_memory(graph, node, kernel)):
             readers.update(node.users)
     return len(readers) > 1
+
+
+def per_axis(layer: GraphNode, name: str) -> list[int]:
+    """Stride, padding in numbers, or dilation of a convolution along each axis its kernel slides along."""
+    assert layer.weight is not None
+    value = argument(layer.node, name)
+    values = list(value) if isinstance(value, list | tuple) else [value]
+    return values * (len(concrete_shape(layer.weight)) - 2) if len(values) == 1 else values
 
 
 def store_tensor(graph: Graph, path: str, tensor: torch.Tensor, *, like: torch.Tensor, before: fx.Node) -> fx.Node:
