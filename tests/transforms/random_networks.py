@@ -46,6 +46,7 @@ class Block:
     arrangement: str
     convs: tuple[Conv, ...] = ()
     activation: str = "none"
+    norm: str = "module"
     returned: bool = False
 
 
@@ -137,7 +138,7 @@ class _Arrangement(nn.Module):
         self.outputs = sum(c.outputs for c in block.convs) if block.arrangement == "cat" else inputs
         if block.convs and block.arrangement != "cat":
             self.outputs = block.convs[-1].outputs
-        self.norm = _Norm(inputs, dims, "module") if block.arrangement == "norm_first" else nn.Identity()
+        self.norm = _Norm(inputs, dims, block.norm) if block.arrangement == "norm_first" else nn.Identity()
         self.act = _activation(block.activation, self.outputs)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -303,7 +304,8 @@ def _blocks(draw: st.DrawFn, inputs: int, size: int) -> Block:
         convs = [first, second]
     elif arrangement in ("chain", "norm_first"):
         convs = [draw(_convs(inputs, size))]
-    return Block(arrangement=arrangement, convs=tuple(convs), activation=activation, returned=returned)
+    norm = draw(st.sampled_from(NORMS[2:]))
+    return Block(arrangement=arrangement, convs=tuple(convs), activation=activation, norm=norm, returned=returned)
 
 
 def _bare(conv: Conv, *, keep_norm: bool) -> Conv:

@@ -17,14 +17,23 @@ from hypothesis import HealthCheck, given, settings
 from detent.graph import Graph, capture
 from detent.records.statistics import Statistics
 from detent.statistics import calibrate
-from detent.transforms import collapse_linear, collapse_residual, equalize_layers, fold_batch_norm
+from detent.transforms import (
+    collapse_linear,
+    collapse_residual,
+    equalize_layers,
+    fold_batch_norm,
+    fold_forward,
+    restore_norms,
+)
 from tests.transforms.random_networks import Description, RandomNetwork, example, networks
 
 RELATIVE: Final = 1e-5
 """Largest difference allowed, relative to the largest output."""
 
 REWRITES: Final[dict[str, Callable[[Graph], Graph]]] = {
+    "restore_norms": restore_norms,
     "fold_batch_norm": fold_batch_norm,
+    "fold_forward": fold_forward,
     "collapse_linear": collapse_linear,
     "collapse_residual": collapse_residual,
     "equalize_layers": lambda graph: equalize_layers(fold_batch_norm(graph)),

@@ -6,5 +6,14 @@ from detent.transforms.collapse_linear import collapse_linear
 from detent.transforms.collapse_residual import collapse_residual
 from detent.transforms.equalize import equalize_layers
 from detent.transforms.fold_batch_norm import fold_batch_norm
+from detent.transforms.fold_forward import fold_forward
+from detent.transforms.restore_norms import restore_norms
 
-__all__ = ["collapse_linear", "collapse_residual", "equalize_layers", "fold_batch_norm"]
+__all__ = [
+    "collapse_linear",
+    "collapse_residual",
+    "equalize_layers",
+    "fold_batch_norm",
+    "fold_forward",
+    "restore_norms",
+]

@@ -9,11 +9,12 @@ from torch import fx
 
 from detent.graph.graph import Graph, GraphNode
 from detent.graph.roles import argument, argument_names
-from detent.graph.shapes import concrete_shape
 from detent.transforms.edits import (
     finish,
+    is_pointwise,
     is_read_once,
     kernel_is_shared,
+    pads,
     parameter_path,
     per_axis,
     producer,
@@ -88,13 +89,8 @@ def _is_candidate(first: GraphNode, second: GraphNode) -> bool:
     if first.weight is None or second.weight is None:
         return False
     return second.kind == "linear" or (
-        first.groups == second.groups == 1 and (_is_pointwise(first) or _is_pointwise(second))
+        first.groups == second.groups == 1 and (is_pointwise(first) or is_pointwise(second))
     )
-
-
-def _is_pointwise(layer: GraphNode) -> bool:
-    assert layer.weight is not None
-    return set(concrete_shape(layer.weight)[2:]) == {1}
 
 
 def _obstacle(graph: Graph, first: GraphNode, second: GraphNode) -> str | None:
@@ -118,14 +114,14 @@ def _join(graph: Graph, first: GraphNode, second: GraphNode) -> _Pair | str:
     w2, b2 = _read(graph, second)
     if first.kind == "linear":
         weight, spread, model, stride = w2 @ w1, w2, second, None
-    elif _is_pointwise(second) and not _pads(second):
+    elif is_pointwise(second) and not pads(second):
         stride = _strides(first, second)
         if stride is None:
             return f"{second.name} strides over the output of {first.name}, whose padding depends on its stride"
         weight, spread = torch.einsum("om,mi...->oi...", w2.flatten(1), w1), w2.flatten(1)
         model = first
-    elif _is_pointwise(first) and not _pads(first) and set(per_axis(first, "stride")) == {1}:
-        if _pads(second) and b1 is not None and b1.any():
+    elif is_pointwise(first) and not pads(first) and set(per_axis(first, "stride")) == {1}:
+        if pads(second) and b1 is not None and b1.any():
             return f"{second.name} pads its input with zeros, which the bias of {first.name} does not reach"
         weight, spread = torch.einsum("om...,mi->oi...", w2, w1.flatten(1)), w2.flatten(2).sum(2)
         model, stride = second, None
@@ -148,14 +144,6 @@ def _read(graph: Graph, layer: GraphNode) -> tuple[torch.Tensor, torch.Tensor | 
     assert layer.weight is not None
     bias = None if layer.bias is None else graph.tensor(layer.bias).detach().double()
     return graph.tensor(layer.weight).detach().double(), bias
-
-
-def _pads(layer: GraphNode) -> bool:
-    """Whether the layer reads zeros around its input."""
-    padding = argument(layer.node, "padding")
-    if isinstance(padding, str):
-        return padding != "valid" and not _is_pointwise(layer)
-    return any(per_axis(layer, "padding"))
 
 
 def _strides(first: GraphNode, second: GraphNode) -> list[int] | None:

@@ -15,8 +15,10 @@ from detent.graph.tensors import add_tensor, free_path, move_tensor
 __all__ = [
     "FOLDED_NORM",
     "finish",
+    "is_pointwise",
     "is_read_once",
     "kernel_is_shared",
+    "pads",
     "parameter_path",
     "per_axis",
     "producer",
@@ -64,6 +66,20 @@ def kernel_is_shared(graph: Graph, layer: GraphNode) -> bool:
         if node.op == "get_attr" and (node is layer.weight or _same_memory(graph, node, kernel)):
             readers.update(node.users)
     return len(readers) > 1
+
+
+def is_pointwise(layer: GraphNode) -> bool:
+    """Whether a convolution's kernel covers one position."""
+    assert layer.weight is not None
+    return set(concrete_shape(layer.weight)[2:]) == {1}
+
+
+def pads(layer: GraphNode) -> bool:
+    """Whether a convolution reads zeros around its input."""
+    padding = argument(layer.node, "padding")
+    if isinstance(padding, str):
+        return padding != "valid" and not is_pointwise(layer)
+    return any(per_axis(layer, "padding"))
 
 
 def per_axis(layer: GraphNode, name: str) -> list[int]:

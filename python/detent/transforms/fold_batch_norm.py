@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import fx
 
 from detent.graph.graph import Graph, GraphNode
 from detent.graph.roles import argument
+from detent.transforms.affine import RESTORED, Affine, norm_affine
 from detent.transforms.edits import FOLDED_NORM, finish, parameter_path, producer, read_kernel, store_tensor
 
 __all__ = ["fold_batch_norm"]
@@ -45,16 +44,6 @@ def fold_batch_norm(graph: Graph) -> Graph:
     return finish(folded)
 
 
-@dataclass(frozen=True)
-class _Affine:
-    """Per-channel gain and shift of an evaluated batch norm, and what it makes of its training data, float64 `[C]`."""
-
-    gain: torch.Tensor
-    shift: torch.Tensor
-    mean: torch.Tensor
-    std: torch.Tensor
-
-
 def _obstacle(graph: Graph, norm: GraphNode, layer: GraphNode | None) -> str | None:
     """Why a batch norm cannot be folded, None if it can."""
     if argument(norm.node, "training"):
@@ -81,7 +70,7 @@ def _fold(
     sources = [layer.weight, layer.bias, *parameters]
     # A reused pair of layer and norm is folded once, and the folded kernel stays shared.
     key = (*(str(s.target) if s is not None else "" for s in sources), str(argument(norm.node, "eps")))
-    affine = _affine(graph, norm)
+    affine = norm_affine(graph, norm)
     if key not in cache:
         weight = _scaled_kernel(graph.tensor(layer.weight), affine.gain, layer)
         bias = affine.shift
@@ -92,29 +81,22 @@ def _fold(
             return "the result would not be finite"
         cache[key] = (_store(graph, layer, "weight", weight), _store(graph, layer, "bias", bias))
     read_kernel(layer.node, *cache[key])
-    layer.node.meta[FOLDED_NORM] = (affine.mean, affine.std)
+    _remember(graph, norm, layer, affine)
     norm.node.replace_all_uses_with(layer.node)
     graph.module.graph.erase_node(norm.node)
     return None
 
 
-def _affine(graph: Graph, norm: GraphNode) -> _Affine:
-    def read(name: str) -> torch.Tensor | None:
-        node = argument(norm.node, name)
-        return None if node is None else graph.tensor(node).detach().double()
-
-    mean, var, gamma, beta = (read(n) for n in ("running_mean", "running_var", "weight", "bias"))
-    assert mean is not None
-    assert var is not None
-    gain = torch.rsqrt(var + float(argument(norm.node, "eps")))
-    gain = gain if gamma is None else gain * gamma
-    shift = -mean * gain
-    return _Affine(
-        gain,
-        shift if beta is None else shift + beta,
-        torch.zeros_like(gain) if beta is None else beta,
-        torch.ones_like(gain) if gamma is None else gamma.abs(),
-    )
+def _remember(graph: Graph, norm: GraphNode, layer: GraphNode, affine: Affine) -> None:
+    known = layer.node.meta.pop(FOLDED_NORM, None)
+    if not norm.node.meta.get(RESTORED):
+        gamma, beta = (argument(norm.node, name) for name in ("weight", "bias"))
+        mean = torch.zeros_like(affine.gain) if beta is None else graph.tensor(beta).detach().double()
+        std = torch.ones_like(affine.gain) if gamma is None else graph.tensor(gamma).detach().double().abs()
+        layer.node.meta[FOLDED_NORM] = (mean, std)
+    elif known is not None:
+        mean, std = known
+        layer.node.meta[FOLDED_NORM] = (mean * affine.gain + affine.shift, std * affine.gain.abs())
 
 
 def _scaled_kernel(weight: torch.Tensor, gain: torch.Tensor, layer: GraphNode) -> torch.Tensor:
