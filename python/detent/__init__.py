@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from detent.config import QuantizationConfig
     from detent.exporters import export
     from detent.graph import Graph
-    from detent.pipeline import apply, calibrate, capture, plan, quantize
+    from detent.pipeline import apply, calibrate, capture, correct_biases, plan, quantize
     from detent.quantized import QuantizedModel
     from detent.records.grid import Grid
     from detent.records.plan import QuantPlan
@@ -39,6 +39,7 @@ __all__ = [
     "build_info",
     "calibrate",
     "capture",
+    "correct_biases",
     "export",
     "load_target",
     "plan",
@@ -58,6 +59,7 @@ _HOMES: Final = {
     "apply": "detent.pipeline",
     "calibrate": "detent.pipeline",
     "capture": "detent.pipeline",
+    "correct_biases": "detent.pipeline",
     "export": "detent.exporters",
     "load_target": "detent.targets",
     "plan": "detent.pipeline",

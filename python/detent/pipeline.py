@@ -5,7 +5,8 @@ Each function is a pure step between values that can be saved; `quantize` is all
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,21 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from detent.config import QuantizationConfig
+from detent.corrections import correct_analytically, correct_sequentially
 from detent.errors import ConfigError
 from detent.graph import Graph
 from detent.graph import capture as capture_graph
-from detent.graph.placement import place
+from detent.graph.placement import correctable_layers, place
 from detent.quantized import QuantizedModel, assemble
+from detent.records.correction import BiasCorrection
 from detent.records.plan import QuantPlan
 from detent.records.statistics import Statistics
-from detent.statistics import calibrate, first_batch
+from detent.statistics import Keeping, calibrate, first_batch, first_samples
 from detent.targets import Target, load_target, target_names
 from detent.thresholds import avoid_ties, make_room_for_biases, search_grids
 from detent.transforms import fold_batch_norm
 
-__all__ = ["apply", "calibrate", "capture", "plan", "quantize", "values_to_observe"]
+__all__ = ["apply", "calibrate", "capture", "correct_biases", "plan", "quantize", "values_to_observe"]
 
 
 def capture(
@@ -83,6 +86,10 @@ def plan(
     weights, notes = make_room_for_biases(graph, placement, activations, weights)
     if settings.tie_free:
         weights = avoid_ties(graph, placement, activations, weights)
+    corrections: dict[str, BiasCorrection] = {}
+    if settings.bias_correction == "analytic":
+        corrections, more = correct_analytically(graph, placement, stats, activations, weights)
+        notes += more
     return QuantPlan(
         target=reference,
         graph=fingerprint,
@@ -91,16 +98,50 @@ def plan(
         config=settings.differences(),
         samples=stats.samples,
         notes=tuple(dict.fromkeys([*stats.notes, *placement.notes, *notes])),
+        bias_corrections=corrections,
     )
 
 
-def values_to_observe(graph: Graph, target: str | Path | Target) -> tuple[str, ...]:
+def correct_biases(graph: Graph, plan: QuantPlan, data: Any, *, samples: int = 256) -> QuantPlan:
+    """A plan whose biases make up for quantization, layer by layer behind quantized and corrected predecessors.
+
+    Runs the float and the quantized network once over the samples. A correction that does not help on the last
+    quarter of them is left out, and a note names the layer.
+
+    Args:
+        graph: the captured network.
+        plan: made for it; corrections it has are replaced.
+        data: calibration batches in any form `calibrate` takes.
+        samples: how many of them to use, from the beginning.
+
+    Raises:
+        CalibrationError: there are fewer than two samples, or they do not fit the model.
+        ConfigError: the plan is not for this graph.
+    """
+    _expect(graph, Graph, "graph", "detent.capture")
+    _expect(plan, QuantPlan, "plan", "detent.plan or QuantPlan.load")
+    batches = first_samples(graph, data, samples, parts=4)
+    bare = replace(plan, bias_corrections={})
+    layers = list(correctable_layers(graph, place(graph, load_target(plan.target))))
+    planned = [layer for layer in layers if graph.find(layer).weight_name]
+    quantized = assemble(graph, bare).graph_module
+    held_out = max(1, len(batches) // 4)
+    corrections, notes = correct_sequentially(graph, quantized, planned, batches, held_out)
+    return replace(bare, bias_corrections=corrections, notes=tuple(dict.fromkeys([*plan.notes, *notes])))
+
+
+def values_to_observe(
+    graph: Graph, target: str | Path | Target, config: QuantizationConfig | None = None
+) -> tuple[str, ...]:
     """Names of the values whose statistics `plan` needs for one target; `calibrate` takes them as `values`.
 
     Observing everything serves all targets; observing less is faster when only one is wanted.
     """
-    points = place(graph, load_target(target)).activations.values()
+    placement = place(graph, load_target(target))
+    points = placement.activations.values()
     needed = [member for point in points if not point.constant for member in point.members]
+    if config is not None and config.bias_correction == "analytic":
+        needed += [graph.name_of(graph.find(layer).data[0]) for layer in correctable_layers(graph, placement)]
     return tuple(dict.fromkeys(needed))
 
 
@@ -171,5 +212,13 @@ def quantize(
     example, data = first_batch(data, model)
     graph = capture(model, example)
     # Only what this plan reads is observed; a user who wants to decide again calibrates once for everything.
-    stats = calibrate(graph, data, progress=progress, values=values_to_observe(graph, target), channels=False)
-    return apply(graph, plan(graph, stats, target=target, config=settings))
+    sequential, analytic = (settings.bias_correction == kind for kind in ("sequential", "analytic"))
+    if sequential and isinstance(data, Iterator):
+        data = Keeping(data, settings.bias_correction_samples)
+    values = values_to_observe(graph, target, settings)
+    stats = calibrate(graph, data, progress=progress, values=values, channels=analytic)
+    decided = plan(graph, stats, target=target, config=settings)
+    if sequential:
+        data = data.kept if isinstance(data, Keeping) else data
+        decided = correct_biases(graph, decided, data, samples=settings.bias_correction_samples)
+    return apply(graph, decided)

@@ -32,6 +32,9 @@ class QuantizationConfig(FrozenModel):
             every other case searches a dense grid anyway); `"grid"` always searches the dense grid, which is faster.
         tie_free: move kernel thresholds by at most one part in 4096 so that no accumulator lies halfway between two
             codes of its layer's output; PyTorch and the runtimes then round alike (`docs/decisions/tie-free.md`).
+        bias_correction: `"analytic"` takes the shift of every layer's mean from the saved statistics; `"sequential"`
+            measures it layer by layer behind quantized predecessors, on a part of the calibration samples; `"none"`.
+        bias_correction_samples: calibration samples for the sequential one; a quarter of them judge it.
 
     Raises:
         ConfigError: an unknown option (with a suggestion) or a value out of range.
@@ -46,6 +49,8 @@ class QuantizationConfig(FrozenModel):
     activation_bits: Annotated[int, Field(ge=1, le=16)] | None = None
     weight_search: Literal["exact", "grid"] = "exact"
     tie_free: bool = True
+    bias_correction: Literal["none", "analytic", "sequential"] = "none"
+    bias_correction_samples: Annotated[int, Field(ge=2)] = 256
 
     def __init__(self, **options: Any) -> None:
         try:

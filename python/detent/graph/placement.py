@@ -16,11 +16,11 @@ from torch import fx
 
 from detent.graph.graph import Graph, GraphNode
 from detent.graph.patterns import fused_groups
-from detent.graph.roles import OpRole
+from detent.graph.roles import OpRole, argument
 from detent.graph.shapes import is_float, is_tensor
 from detent.targets import ActivationRule, OpRule, Target, WeightRule
 
-__all__ = ["ActivationPoint", "Placement", "WeightPoint", "per_bias_entry", "place"]
+__all__ = ["ActivationPoint", "Placement", "WeightPoint", "correctable_layers", "per_bias_entry", "place"]
 
 _ANALYTIC: Final = frozenset({"softmax", "sigmoid", "hardsigmoid"})
 """Operations whose whole output range is worth codes: both limits are known and both are approached."""
@@ -237,6 +237,18 @@ class _Planner:
                 bias_bits=rule.bias_bits,
             )
         return points
+
+
+def correctable_layers(graph: Graph, placement: Placement) -> dict[str, WeightPoint]:
+    """The operations with a quantized kernel whose bias can be changed, in execution order, with their kernels."""
+    found = {}
+    for point in placement.weights.values():
+        for user in map(graph.find, point.users):
+            if user.kind in ("conv", "conv_transposed", "linear"):
+                computed = user.bias is None and argument(user.node, "bias") is not None
+                if not computed and user.channel_axis is not None:
+                    found[user.name] = point
+    return {node.name: found[node.name] for node in graph.nodes() if node.name in found}
 
 
 def per_bias_entry(steps: npt.NDArray[np.float32], channels: int) -> npt.NDArray[np.float32]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ import detent.graph.operators  # noqa: F401  (registers torch.ops.detent)
 from detent.errors import ConfigError
 from detent.graph import Graph, GraphNode
 from detent.graph.placement import WeightPoint, per_bias_entry, place
+from detent.graph.roles import argument
 from detent.kernels.quantize import lut_quantize, quantize
 from detent.quantized.check import check_plan
 from detent.quantized.editor import GraphEditor
@@ -46,7 +48,7 @@ def assemble(graph: Graph, plan: QuantPlan, *, trainable: bool = False) -> Quant
     for point in placement.weights.values():
         assembly.quantize_kernel(point, [nodes[user] for user in point.users])
         for user, source in zip(point.users, point.inputs, strict=True):
-            assembly.quantize_bias(point, nodes[user], source)
+            assembly.settle_bias(point, nodes[user], source)
     for value, point_of_value in placement.activations.items():
         grid = plan.activation_grid(value)
         if grid is not None and point_of_value.constant:
@@ -123,39 +125,67 @@ class _Assembly:
         operator = torch.ops.detent.dequantize.default
         return self.editor.call_after(anchor, operator, *stored, grid.axis, grid.group_size)
 
-    def quantize_bias(self, point: WeightPoint, node: GraphNode, source: str | None) -> None:
-        """Replace a bias by whole multiples of (input step) x (kernel step), where both steps exist.
+    def settle_bias(self, point: WeightPoint, node: GraphNode, source: str | None) -> None:
+        """Correct a bias, and replace it by whole multiples of (input step) x (kernel step) where both steps exist.
 
         They are 32-bit codes, or float numbers where the target keeps biases in float: those are moved by half such a
         step at most, a fraction of a code of the output, so that accumulator plus bias is a whole number of steps
         (`thresholds.ties` relies on it).
         """
+        correction = self.plan.bias_corrections.get(node.name)
+        if node.bias is None and correction is None:
+            return
+        stored = None if node.bias is None else self.graph.tensor(node.bias).detach().cpu().numpy()
+        bias = stored if correction is None else (0.0 if stored is None else stored) + correction.shift
+        assert bias is not None
+        steps = self._bias_steps(point, node, source, len(bias))
+        if steps is None:
+            if correction is not None:
+                self._read_bias(point, node, "corrected", bias)
+            return
+        multiples = np.rint(bias.astype(np.float64) / steps.astype(np.float64))
+        if self.plan.weights[point.layer].bias_bits is None:
+            self._read_bias(point, node, "rounded", (multiples * steps.astype(np.float64)).astype(np.float32))
+            return
+        codes = _bias_codes(multiples, bias, steps, node.name)
+        self._read_bias(point, node, "codes", codes, steps, np.zeros(len(steps), np.int32))
+
+    def _bias_steps(
+        self, point: WeightPoint, node: GraphNode, source: str | None, channels: int
+    ) -> npt.NDArray[np.float32] | None:
+        """The accumulator's step for each entry of a bias `[1]` or `[channels]`; None if it has none."""
         kernel = self.plan.weights[point.layer].grid
         input_grid = None if source is None else self.plan.activation_grid(source)
-        if self.trainable or node.bias is None or kernel is None or input_grid is None:
-            return
+        if self.trainable or kernel is None or input_grid is None:
+            return None
         if kernel.group_size is not None or kernel.table is not None:
-            return
-        bias = self.graph.tensor(node.bias).detach().cpu().numpy()
-        scale = per_bias_entry(_bias_steps(input_grid, kernel, node.name), len(bias))
-        multiples = np.rint(bias.astype(np.float64) / scale.astype(np.float64))
-        path = str(node.bias.target) if len(point.users) == 1 else f"{node.bias.target}_{node.name}"
-        read = self.editor.copies[node.bias]
-        if self.plan.weights[point.layer].bias_bits is None:
-            value = (multiples * scale.astype(np.float64)).astype(np.float32)
-            quantized = self.editor.read_after(read, self.editor.store(f"{path}_rounded", value))
+            return None
+        return per_bias_entry(_bias_steps(input_grid, kernel, node.name), channels)
+
+    def _read_bias(self, point: WeightPoint, node: GraphNode, leaf: str, *arrays: npt.NDArray[Any]) -> None:
+        """Make a layer read another bias: one array as it is, or codes with their scale and zero point."""
+        assert node.weight is not None
+        call, original = self.editor.copies[node.node], node.bias or node.weight
+        path = str(node.bias.target) if node.bias is not None else f"{node.weight.target}_bias"
+        path = path if len(point.users) == 1 else f"{path}_{node.name}"
+        names = (leaf,) if len(arrays) == 1 else (leaf, "scale", "zero_point")
+        stored = [
+            self.editor.store(f"{path}_{name}", array, trainable=self.trainable)
+            for name, array in zip(names, arrays, strict=True)
+        ]
+        anchor = self.editor.copies[original]
+        if len(stored) == 1:
+            read = self.editor.read_after(anchor, stored[0])
         else:
-            quantized = self.editor.call_after(
-                read,
-                torch.ops.detent.dequantize.default,
-                self.editor.store(f"{path}_codes", _bias_codes(multiples, bias, scale, node.name)),
-                self.editor.store(f"{path}_scale", scale),
-                self.editor.store(f"{path}_zero_point", np.zeros(len(scale), np.int32)),
-                0 if len(scale) > 1 else None,
-                None,
-            )
-        quantized.meta = dict(read.meta)
-        self.editor.copies[node.node].replace_input_with(read, quantized)
+            operator = torch.ops.detent.dequantize.default
+            read = self.editor.call_after(anchor, operator, *stored, 0 if len(arrays[1]) > 1 else None, None)
+        if node.bias is not None:
+            read.meta = dict(anchor.meta)
+            call.replace_input_with(anchor, read)
+        else:
+            data, weight = argument(call, "input"), argument(call, "weight")
+            call.kwargs = {name: v for name, v in call.kwargs.items() if name not in ("input", "weight", "bias")}
+            call.args = (data, weight, read, *call.args[3:])
 
     def quantize_activation(self, node: fx.Node, value: str, grid: Grid) -> None:
         """Pass a computed value through its grid on the way to all its users."""

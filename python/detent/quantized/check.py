@@ -9,7 +9,7 @@ import numpy as np
 from detent._registry import unknown_name
 from detent.errors import ConfigError
 from detent.graph import Graph
-from detent.graph.placement import Placement, WeightPoint
+from detent.graph.placement import Placement, WeightPoint, correctable_layers
 from detent.graph.shapes import concrete_shape
 from detent.records.grid import Grid
 from detent.records.plan import QuantPlan, TensorPlan
@@ -57,6 +57,23 @@ def check_plan(graph: Graph, plan: QuantPlan, placement: Placement, target: Targ
             _check_offered(weight.grid, weight_point.rule.kind, weight_point.rule.bits, layer, target)
             _check_shape(graph, weight.grid, weight_point)
             _check_bias(weight, weight_point, target)
+    _check_corrections(graph, plan, placement)
+
+
+def _check_corrections(graph: Graph, plan: QuantPlan, placement: Placement) -> None:
+    correctable = correctable_layers(graph, placement)
+    for name, correction in plan.bias_corrections.items():
+        if name not in correctable:
+            raise unknown_name("layer in `bias_corrections`", name, correctable)
+        shape = graph.find(name).shape
+        axis = graph.find(name).channel_axis
+        assert shape is not None
+        assert axis is not None
+        if len(correction.shift) != shape[axis]:
+            raise ConfigError(
+                f"the layer has {shape[axis]} output channels, its bias correction {len(correction.shift)} numbers",
+                where=name,
+            )
 
 
 def _check_names(kind: str, planned: Iterable[str], placed: Iterable[str]) -> None:

@@ -38,8 +38,8 @@ class GraphEditor:
         self._taken.update(name for name, _ in module.named_buffers(remove_duplicate=False))
         self._leaves = {name for name in self._taken if isinstance(read_attribute(module, name), torch.Tensor)}
 
-    def store(self, path: str, array: npt.NDArray[Any]) -> Stored:
-        """Keep a copy of `array` at a dotted path near `path`; an occupied one gets a number."""
+    def store(self, path: str, array: npt.NDArray[Any], *, trainable: bool = False) -> Stored:
+        """Keep a copy of `array`, a parameter if `trainable`, near a dotted `path`; an occupied one gets a number."""
         # Value names hold colons and brackets, which attribute names cannot.
         *folders, leaf = [re.sub(r"\W", "_", part) for part in path.split(".")]
         owner = ""
@@ -55,7 +55,8 @@ class GraphEditor:
             free = f"{name}_{count}"
         self._taken.add(free)
         self._leaves.add(free)
-        self._tensors[free] = torch.from_numpy(array.copy())
+        tensor = torch.from_numpy(array.copy())
+        self._tensors[free] = nn.Parameter(tensor) if trainable else tensor
         return Stored(free)
 
     def call_after(self, anchor: fx.Node, operator: Any, *args: Any) -> fx.Node:

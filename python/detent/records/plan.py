@@ -2,7 +2,8 @@
 
 The plan is JSON that a person can read and edit; it is also the per-layer configuration file. Keys of `activations` are
 value names of the graph, keys of `weights` are layer names. Changing `bits`, `threshold`, `lower` or `upper` is enough:
-steps and zero points follow (see `Grid`). Setting an entry to `"float"` keeps that tensor in float.
+steps and zero points follow (see `Grid`). Setting an entry to `"float"` keeps that tensor in float. `bias_corrections`
+may be edited, or left out.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, Final
 from detent._registry import unknown_name
 from detent._validation import parse_json
 from detent.errors import ConfigError, FormatError
+from detent.records.correction import BiasCorrection
 from detent.records.files import read_text, write_atomically
 from detent.records.grid import Grid
 
@@ -24,6 +26,8 @@ __all__ = ["QuantPlan", "TensorPlan"]
 _FORMAT: Final = "detent.plan"
 _VERSION: Final = 1
 _FLOAT: Final = "float"
+_TABLES: Final = ("activations", "weights", "bias_corrections")
+_KEYS: Final = ("format", "version", "target", "graph", "samples", "config", "notes", *_TABLES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +110,7 @@ class QuantPlan:
         config: the options the plan was made with.
         samples: calibration samples behind the statistics.
         notes: non-fatal facts a user should know.
+        bias_corrections: what is added to the bias of a layer, by name of the operation that uses the bias.
     """
 
     target: str
@@ -115,6 +120,7 @@ class QuantPlan:
     config: Mapping[str, Any] = field(default_factory=dict)
     samples: int = 0
     notes: tuple[str, ...] = ()
+    bias_corrections: Mapping[str, BiasCorrection] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, entry in self.activations.items():
@@ -166,11 +172,12 @@ class QuantPlan:
             "notes": list(self.notes),
         }
         lines = [f"  {json.dumps(key)}: {_dumps(value)}," for key, value in head.items()]
-        for name, entries in (("activations", self.activations), ("weights", self.weights)):
+        for name in _TABLES:
+            entries: Mapping[str, TensorPlan | BiasCorrection] = getattr(self, name)
             rows = [f"    {json.dumps(key)}: {_dumps(entry.to_dict())}" for key, entry in entries.items()]
             body = "{\n" + ",\n".join(rows) + "\n  }" if rows else "{}"
-            lines.append(f"  {json.dumps(name)}: {body}" + ("," if name == "activations" else ""))
-        return "{\n" + "\n".join(lines) + "\n}\n"
+            lines.append(f"  {json.dumps(name)}: {body},")
+        return "{\n" + "\n".join(lines).removesuffix(",") + "\n}\n"
 
     @classmethod
     def from_json(cls, text: str, where: str = "plan") -> QuantPlan:
@@ -189,18 +196,16 @@ class QuantPlan:
                 where=where,
                 remedy="make the plan again with this version of detent",
             )
-        known = {"format", "version", "target", "graph", "samples", "config", "notes", "activations", "weights"}
         for key in data:
-            if key not in known:
-                raise _at(unknown_name("plan key", key, known), where)
-        missing = sorted(known - set(data))
+            if key not in _KEYS:
+                raise _at(unknown_name("plan key", key, _KEYS), where)
+        missing = sorted(set(_KEYS) - set(data) - {"bias_corrections"})
         if missing:
             raise FormatError(f"the plan lacks {', '.join(missing)}", where=where, remedy="restore the file")
-        tables = {}
-        for table in ("activations", "weights"):
+        corrections = data.setdefault("bias_corrections", {})
+        for table in _TABLES:
             if not isinstance(data[table], dict):
                 raise FormatError(f"`{table}` must be an object", where=where)
-            tables[table] = {name: TensorPlan.from_dict(entry, name) for name, entry in data[table].items()}
         config, samples, notes = data["config"], data["samples"], data["notes"]
         if not isinstance(config, dict) or not isinstance(samples, int) or not isinstance(notes, list):
             raise FormatError("`config`, `samples` or `notes` has the wrong type", where=where)
@@ -210,8 +215,9 @@ class QuantPlan:
             samples=samples,
             config=config,
             notes=tuple(str(note) for note in notes),
-            activations=tables["activations"],
-            weights=tables["weights"],
+            activations={name: TensorPlan.from_dict(entry, name) for name, entry in data["activations"].items()},
+            weights={name: TensorPlan.from_dict(entry, name) for name, entry in data["weights"].items()},
+            bias_corrections={name: BiasCorrection.from_dict(entry, name) for name, entry in corrections.items()},
         )
 
     def save(self, path: str | Path) -> None:

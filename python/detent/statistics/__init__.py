@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from detent.statistics.calibrate import calibrate
 from detent.statistics.peek import first_batch
+from detent.statistics.samples import Keeping, first_samples
 
-__all__ = ["calibrate", "first_batch"]
+__all__ = ["Keeping", "calibrate", "first_batch", "first_samples"]

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from detent.errors import CalibrationError, ConfigError, FormatError
 from detent.graph import Graph
+from detent.graph.executor import Executor
 from detent.records.files import check_writable
 from detent.records.statistics import Statistics
 from detent.statistics.batches import Batch, SampleDigest, SampleQueue, pad
@@ -19,7 +20,6 @@ from detent.statistics.checkpoint import Checkpoint, read_checkpoint
 from detent.statistics.collector import Collector, merge
 from detent.statistics.data import Data, checked_batches, expected_samples
 from detent.statistics.diagnosis import check_weights, describe_node, nonfinite_error
-from detent.graph.executor import Executor
 from detent.statistics.inputs import note
 from detent.statistics.observation import observed_values
 from detent.statistics.workers import Counted, Job, Workers, worker_count

@@ -7,9 +7,9 @@ from torch import fx
 
 from detent.errors import CalibrationError
 from detent.graph import Graph
+from detent.graph.executor import Executor
 from detent.graph.tensors import read_attribute
 from detent.statistics.batches import Batch
-from detent.graph.executor import Executor
 from detent.statistics.observation import Observation
 
 __all__ = ["check_weights", "describe_node", "nonfinite_error"]

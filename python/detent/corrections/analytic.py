@@ -1,0 +1,127 @@
+"""Bias correction from saved statistics: no data, no forward pass.
+
+Rounding a kernel by E = Q(W) - W moves the mean of an output channel by E times the mean of the layer's input; clipping
+and rounding the input move it by Q(W) times the shift of the input's mean. Both are known from the statistics
+(Nagel et al. 2019, arXiv:1906.04721, section 4.2; here with the means of the data instead of those of batch norms).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from detent.graph import Graph, GraphNode
+from detent.graph.placement import Placement, correctable_layers
+from detent.graph.roles import argument
+from detent.kernels.quantize import fake_quantize, lut_fake_quantize
+from detent.records.correction import BiasCorrection
+from detent.records.grid import Grid
+from detent.records.plan import TensorPlan
+from detent.records.statistics import Statistics, TensorStatistics
+
+__all__ = ["correct_analytically"]
+
+Vector = npt.NDArray[np.float64]
+
+
+def correct_analytically(
+    graph: Graph,
+    placement: Placement,
+    statistics: Statistics,
+    activations: Mapping[str, TensorPlan],
+    weights: Mapping[str, TensorPlan],
+    *,
+    inputs: bool = False,
+) -> tuple[dict[str, BiasCorrection], list[str]]:
+    """The correction of every layer with a quantized kernel, and a note for each that has none.
+
+    Zero padding is taken for part of the data: at the border the mean is smaller than assumed.
+
+    Args:
+        graph: the captured network.
+        placement: where its grids go.
+        statistics: with the per-channel means of the layers' inputs.
+        activations: grids of the activations.
+        weights: grids of the kernels.
+        inputs: also correct for the shift of the input's mean by its own quantization, estimated on its histogram.
+    """
+    corrections, notes = {}, []
+    for name, point in correctable_layers(graph, placement).items():
+        layer, grid = graph.find(name), weights[point.layer].grid
+        if grid is None:
+            continue
+        source = graph.name_of(layer.data[0])
+        observed = statistics.tensors.get(source)
+        mean = None if observed is None or not _sums_over_channels(graph, layer) else observed.channel_mean
+        if observed is None or mean is None:
+            notes.append(f"{name}: bias not corrected, the statistics hold no means per channel of its input {source}")
+            continue
+        assert layer.weight is not None
+        kernel = graph.tensor(layer.weight).detach().cpu().contiguous().numpy()
+        rounded = _quantized(kernel, grid)
+        shift = _moved(layer, rounded.astype(np.float64) - kernel, np.asarray(mean, np.float64))
+        value = point.inputs[point.users.index(name)]
+        if inputs and value is not None and value in statistics:
+            moved = _mean_shift(statistics[value], _owner(activations, value))
+            shift = shift + _moved(layer, rounded.astype(np.float64), np.full(len(mean), moved))
+        corrections[name] = BiasCorrection(shift=(-shift).astype(np.float32), method="analytic")
+    return corrections, notes
+
+
+def _sums_over_channels(graph: Graph, layer: GraphNode) -> bool:
+    """Whether the axis the kernel sums over is the one that the input's statistics call channels."""
+    name = graph.name_of(layer.data[0])
+    source = graph.find(name) if name in graph else None
+    if source is None or source.shape is None or layer.weight is None:
+        return False
+    spatial = 0 if layer.kind == "linear" else graph.tensor(layer.weight).dim() - 2
+    return source.channel_axis == len(source.shape) - spatial - 1
+
+
+def _owner(activations: Mapping[str, TensorPlan], value: str) -> Grid | None:
+    entry = activations[value]
+    return activations[entry.same_as].grid if entry.same_as is not None else entry.grid
+
+
+def _quantized(kernel: npt.NDArray[np.float32], grid: Grid) -> npt.NDArray[np.float32]:
+    if grid.table is not None:
+        return lut_fake_quantize(kernel, grid.scale, grid.table, axis=grid.axis)
+    return fake_quantize(
+        kernel, grid.scale, grid.zero_point, grid.qmin, grid.qmax, axis=grid.axis, group_size=grid.group_size
+    )
+
+
+def _moved(layer: GraphNode, kernel: npt.NDArray[np.float64], mean: Vector) -> Vector:
+    """Mean of the layer's output, without bias, for an input that is `mean` `[C_in]` everywhere: float64 `[C_out]`."""
+    if layer.kind == "linear":
+        return np.asarray(kernel @ mean)
+    taps = kernel.reshape(*kernel.shape[:2], -1).sum(axis=2)
+    if layer.kind == "conv":
+        # [C_out, C_in / groups]; output channels of a group are neighbours, and so are its input channels.
+        split = taps.reshape(layer.groups, -1, taps.shape[1])
+        return np.asarray(np.einsum("goi,gi->go", split, mean.reshape(layer.groups, -1)).reshape(-1))
+    # [C_in, C_out / groups]: each output position meets one tap in every stride along each axis.
+    split = taps.reshape(layer.groups, -1, taps.shape[1])
+    stride = argument(layer.node, "stride")
+    steps = [stride] * (kernel.ndim - 2) if isinstance(stride, int) else list(stride)
+    steps = steps * (kernel.ndim - 2) if len(steps) == 1 else steps
+    outputs = np.einsum("gio,gi->go", split, mean.reshape(layer.groups, -1)).reshape(-1)
+    return np.asarray(outputs / float(np.prod(steps)))
+
+
+def _mean_shift(observed: TensorStatistics, grid: Grid | None) -> float:
+    """How far quantization moves the mean of a value, estimated at the centres of its histogram's bins."""
+    if grid is None or not observed.count:
+        return 0.0
+    centres = (observed.first_bin + np.arange(len(observed.counts)) + 0.5) * observed.width
+    scale, zero = float(grid.scale[0]), int(grid.zero_point[0])
+    values = (np.clip(np.rint(centres / scale) + zero, grid.qmin, grid.qmax) - zero) * scale
+    # Exact zeros stay zeros; the rest of their bin counts at its centre.
+    moved = values - centres
+    at_zero = -observed.first_bin
+    total = float(np.dot(moved, observed.counts))
+    if 0 <= at_zero < len(centres):
+        total -= float(moved[at_zero]) * observed.zeros
+    return total / observed.count

@@ -1,0 +1,107 @@
+"""Sequential bias correction: layer by layer, each measured behind predecessors already quantized and corrected.
+
+The mean of a layer's quantized output is compared with that of the float network on the same samples, and the
+difference goes into the bias before the next layer is looked at (Nagel et al. 2021, arXiv:2106.08295, section 3.3,
+empirical bias correction). Both networks run operator by operator over all batches at once, so the whole correction
+costs one pass of each. The last batches are held out: a correction that does not bring a layer's output on them closer
+to float is not applied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import fx
+
+from detent.errors import CalibrationError
+from detent.graph import Graph
+from detent.graph.executor import Executor
+from detent.records.correction import BiasCorrection
+
+__all__ = ["correct_sequentially"]
+
+Batches = Sequence[Sequence[torch.Tensor]]
+
+
+def correct_sequentially(
+    graph: Graph, quantized: fx.GraphModule, layers: Sequence[str], batches: Batches, held_out: int
+) -> tuple[dict[str, BiasCorrection], list[str]]:
+    """The correction of each layer that gains by one, and a note that names the others.
+
+    Args:
+        graph: the float network.
+        quantized: the same network on the grids of its plan, without corrections; its values keep their names.
+        layers: names of the operations whose bias can be changed, in execution order.
+        batches: inputs of both networks.
+        held_out: how many batches at the end judge instead of being corrected for.
+
+    Raises:
+        CalibrationError: there are no batches to correct for, or none to judge by.
+    """
+    if not 0 < held_out < len(batches):
+        raise CalibrationError(
+            f"{len(batches)} batches cannot be split into some to correct for and {held_out} to judge by",
+            remedy="give at least two batches of samples, or use analytic bias correction",
+        )
+    nodes = {node.name: node for node in graph.nodes()}
+    floats = Executor(graph.module, [nodes[name].node for name in layers], graph.name_of)
+    theirs = Executor(quantized, _layers_of(graph, quantized, layers), lambda node: str(node.name))
+    corrections: dict[str, BiasCorrection] = {}
+    worse = []
+    for (index, wanted), (_, found) in zip(floats.walk(batches), theirs.walk(batches), strict=True):
+        axis = nodes[layers[index]].channel_axis
+        assert axis is not None
+        with torch.inference_mode():
+            judged = _judge(wanted, found, axis, held_out)
+            for value in found if judged.better else ():
+                value.add_(_along(judged.shift, value, axis))
+        if judged.better:
+            corrections[layers[index]] = BiasCorrection(shift=judged.shift.numpy(), method="sequential")
+        else:
+            worse.append(layers[index])
+    notes = [f"bias correction made {', '.join(worse)} no better on held-out samples and was left out"] if worse else []
+    return corrections, notes
+
+
+@dataclass(frozen=True)
+class _Judged:
+    shift: torch.Tensor
+    better: bool
+
+
+def _judge(wanted: list[torch.Tensor], found: list[torch.Tensor], axis: int, held_out: int) -> _Judged:
+    """The mean difference per channel on the first batches, and whether it helps on the others."""
+    split = len(wanted) - held_out
+    sums, count = None, 0
+    for ours, theirs in zip(wanted[:split], found[:split], strict=True):
+        others = [i for i in range(ours.dim()) if i != axis]
+        # Per-batch sums in float64: the order of the batches is fixed, so the result is too.
+        part = (ours - theirs).sum(dim=others, dtype=torch.float64)
+        sums = part if sums is None else sums + part
+        count += ours.numel() // ours.shape[axis]
+    assert sums is not None
+    shift = (sums / count).float()
+    before = after = 0.0
+    for ours, theirs in zip(wanted[split:], found[split:], strict=True):
+        difference = ours - theirs
+        before += float(difference.square().sum(dtype=torch.float64))
+        after += float((difference - _along(shift, difference, axis)).square().sum(dtype=torch.float64))
+    return _Judged(shift, bool(np.isfinite(after)) and after < before)
+
+
+def _along(shift: torch.Tensor, value: torch.Tensor, axis: int) -> torch.Tensor:
+    return shift.reshape([-1 if i == axis else 1 for i in range(value.dim())])
+
+
+def _layers_of(graph: Graph, quantized: fx.GraphModule, layers: Sequence[str]) -> list[fx.Node]:
+    """The nodes of the quantized network that compute the layers."""
+    targets = {name: graph.find(name).node.target for name in layers}
+    found = {}
+    for node in quantized.graph.nodes:
+        name = graph.name_of(node)
+        if name in targets and node.target is targets[name]:
+            found[name] = node
+    return [found[name] for name in layers]
