@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from detent.config import QuantizationConfig
     from detent.exporters import export
     from detent.graph import Graph
-    from detent.pipeline import apply, calibrate, capture, correct_biases, plan, quantize
+    from detent.pipeline import apply, calibrate, capture, correct_biases, plan, quantize, transform
     from detent.quantized import QuantizedModel
     from detent.records.grid import Grid
     from detent.records.plan import QuantPlan
@@ -45,6 +45,7 @@ __all__ = [
     "plan",
     "quantize",
     "target_names",
+    "transform",
 ]
 
 __version__: str = _core.version
@@ -65,6 +66,7 @@ _HOMES: Final = {
     "plan": "detent.pipeline",
     "quantize": "detent.pipeline",
     "target_names": "detent.targets",
+    "transform": "detent.pipeline",
 }
 
 

@@ -1,4 +1,4 @@
-"""The order of the stages: capture, calibrate, plan, apply. The one file that knows it.
+"""The order of the stages: capture, transform, calibrate, plan, correct, apply. The one file that knows it.
 
 Each function is a pure step between values that can be saved; `quantize` is all of them in a row.
 """
@@ -26,9 +26,16 @@ from detent.records.statistics import Statistics
 from detent.statistics import Keeping, calibrate, first_batch, first_samples
 from detent.targets import Target, load_target, target_names
 from detent.thresholds import avoid_ties, make_room_for_biases, search_grids
-from detent.transforms import fold_batch_norm
+from detent.transforms import (
+    collapse_linear,
+    collapse_residual,
+    equalize_layers,
+    fold_batch_norm,
+    fold_forward,
+    restore_norms,
+)
 
-__all__ = ["apply", "calibrate", "capture", "correct_biases", "plan", "quantize", "values_to_observe"]
+__all__ = ["apply", "calibrate", "capture", "correct_biases", "plan", "quantize", "transform", "values_to_observe"]
 
 
 def capture(
@@ -46,7 +53,32 @@ def capture(
         CaptureError: the model cannot be captured; the error shows the user's source line.
         FormatError: the `.pt2` file is damaged or of another kind.
     """
-    return fold_batch_norm(capture_graph(model, example_inputs, dynamic_batch=dynamic_batch))
+    graph = capture_graph(model, example_inputs, dynamic_batch=dynamic_batch)
+    return fold_forward(fold_batch_norm(restore_norms(graph)))
+
+
+def transform(graph: Graph, *, config: QuantizationConfig | Mapping[str, Any] | None = None, **options: Any) -> Graph:
+    """Rewrite a captured network so that quantization costs it less; its float function stays the same.
+
+    Statistics and plans belong to the graph they were made for, so this comes before calibration.
+
+    Args:
+        graph: the captured network; it is not changed.
+        config: options; single ones can be given by keyword and take precedence.
+        **options: fields of `QuantizationConfig`, e.g. `equalization="cross_layer"`.
+
+    Raises:
+        ConfigError: an unknown option, or a value out of range.
+    """
+    _expect(graph, Graph, "graph", "detent.capture")
+    settings = QuantizationConfig.resolve(config, options)
+    if settings.linear_collapsing:
+        graph = collapse_linear(graph)
+    if settings.residual_collapsing:
+        graph = collapse_residual(graph)
+    if settings.equalization == "cross_layer":
+        graph = equalize_layers(graph)
+    return graph
 
 
 def plan(
@@ -191,7 +223,7 @@ def quantize(
     progress: bool = True,
     **options: Any,
 ) -> QuantizedModel:
-    """Quantize a trained model: capture, calibrate, plan and apply in a row.
+    """Quantize a trained model: capture, transform, calibrate, plan, correct and apply in a row.
 
     Args:
         model: the module, an `ExportedProgram`, or the path of a `.pt2` file.
@@ -203,14 +235,14 @@ def quantize(
         **options: fields of `QuantizationConfig`.
 
     Raises:
-        DetentError: its subclasses, as the four steps do.
+        DetentError: its subclasses, as the steps do.
     """
     # What can be refused without running the model is refused first.
     settings = QuantizationConfig.resolve(config, options)
     load_target(target)
     _reference(target)
     example, data = first_batch(data, model)
-    graph = capture(model, example)
+    graph = transform(capture(model, example), config=settings)
     # Only what this plan reads is observed; a user who wants to decide again calibrates once for everything.
     sequential, analytic = (settings.bias_correction == kind for kind in ("sequential", "analytic"))
     if sequential and isinstance(data, Iterator):

@@ -1,4 +1,4 @@
-"""`QuantizationConfig`: how thresholds and bit widths are chosen."""
+"""`QuantizationConfig`: what is rewritten, how thresholds and bit widths are chosen, what is corrected."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WeightsMetric = Literal["noclipping", "mse", "mae", "lp", "kl"]
 
 
 class QuantizationConfig(FrozenModel):
-    """Options of `detent.plan` and `detent.quantize`; keyword only, immutable.
+    """Options of `detent.transform`, `detent.plan` and `detent.quantize`; keyword only, immutable.
 
     Attributes:
         activation_metric: error that activation thresholds minimize.
@@ -32,6 +32,9 @@ class QuantizationConfig(FrozenModel):
             every other case searches a dense grid anyway); `"grid"` always searches the dense grid, which is faster.
         tie_free: move kernel thresholds by at most one part in 4096 so that no accumulator lies halfway between two
             codes of its layer's output; PyTorch and the runtimes then round alike (`docs/decisions/tie-free.md`).
+        linear_collapsing: merge layers that follow each other with nothing in between, where that saves parameters.
+        residual_collapsing: merge a shortcut around a convolution into its kernel.
+        equalization: `"cross_layer"` gives the channels between two layers similar ranges; `"none"`.
         bias_correction: `"analytic"` takes the shift of every layer's mean from the saved statistics; `"sequential"`
             measures it layer by layer behind quantized predecessors, on a part of the calibration samples; `"none"`.
         bias_correction_samples: calibration samples for the sequential one; a quarter of them judge it.
@@ -49,6 +52,9 @@ class QuantizationConfig(FrozenModel):
     activation_bits: Annotated[int, Field(ge=1, le=16)] | None = None
     weight_search: Literal["exact", "grid"] = "exact"
     tie_free: bool = True
+    linear_collapsing: bool = True
+    residual_collapsing: bool = True
+    equalization: Literal["none", "cross_layer"] = "none"
     bias_correction: Literal["none", "analytic", "sequential"] = "none"
     bias_correction_samples: Annotated[int, Field(ge=2)] = 256
 
