@@ -24,6 +24,7 @@ from detent.transforms import (
     fold_batch_norm,
     fold_forward,
     restore_norms,
+    split_attention,
 )
 from tests.transforms.random_networks import Description, RandomNetwork, example, networks
 
@@ -31,6 +32,7 @@ RELATIVE: Final = 1e-5
 """Largest difference allowed, relative to the largest output."""
 
 REWRITES: Final[dict[str, Callable[[Graph], Graph]]] = {
+    "split_attention": split_attention,
     "restore_norms": restore_norms,
     "fold_batch_norm": fold_batch_norm,
     "fold_forward": fold_forward,

@@ -8,6 +8,7 @@ from detent.transforms.equalize import equalize_layers
 from detent.transforms.fold_batch_norm import fold_batch_norm
 from detent.transforms.fold_forward import fold_forward
 from detent.transforms.restore_norms import restore_norms
+from detent.transforms.split_attention import split_attention
 
 __all__ = [
     "collapse_linear",
@@ -16,4 +17,5 @@ __all__ = [
     "fold_batch_norm",
     "fold_forward",
     "restore_norms",
+    "split_attention",
 ]
