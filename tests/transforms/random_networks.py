@@ -192,7 +192,8 @@ class _Tail(nn.Module):
             norm = _Norm(6, 0, "module")
             self.layers = nn.Sequential(nn.Linear(channels, 6), norm, nn.ReLU(), nn.Linear(6, 5), nn.Linear(5, 3))
         elif kind == "tokens":
-            self.layers = nn.Sequential(_Attention(channels), nn.LayerNorm(channels), nn.Linear(channels, 3))
+            # A layer norm over two channels is all but a sign: it would blow up any rounding.
+            self.layers = nn.Sequential(nn.Linear(channels, 8), _Attention(8), nn.LayerNorm(8), nn.Linear(8, 3))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.kind == "linear":

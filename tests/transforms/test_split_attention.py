@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import detent
 from detent.graph import capture
 from detent.statistics import calibrate
 from detent.transforms import split_attention
@@ -123,10 +124,24 @@ def test_values_have_names_layouts_and_grids_of_their_own() -> None:
         layout = split.find(name).batch
         assert layout is not None
         assert layout.axis == 0
-    # Blocked positions have no role: they get no grid, and the scores' own grid does not see them.
-    assert split.find("where").op is None
+    # Blocked positions are on no grid: the scores' own does not see them.
+    assert split.find("where").preserving
     statistics = calibrate(split, torch.randn(8, *SHAPE[1:]), progress=False)
+    assert "where" not in statistics
     assert statistics["mul:1"].minimum > -1e3
+
+
+@pytest.mark.parametrize("name", ["boolean_empty_row", "float_mixed", "computed_boolean", "multi_head_causal"])
+def test_blocked_positions_do_not_spoil_the_quantized_network(name: str) -> None:
+    torch.manual_seed(0)
+    build, shape = SPLIT[name]
+    model, x = build().eval(), torch.randn(32, *shape[1:])
+    split = split_attention(capture(model, x[:2]))
+    plan = detent.plan(split, calibrate(split, x, progress=False), target="default")
+    quantized = detent.apply(split, plan)
+    with torch.no_grad():
+        wanted, got = model(x), quantized(x)
+    assert (got - wanted).abs().max() < 0.05 * wanted.abs().max()
 
 
 def test_weights_of_attention_that_are_returned_leave_nothing_to_split() -> None:

@@ -14,8 +14,10 @@ from torch import fx
 from detent.graph import macs
 from detent.graph.roles import OpRole, argument, first_argument, register
 
-__all__: list[str] = []
+__all__ = ["BLOCKING"]
 
+BLOCKING: Final = -1e4
+"""Numbers up to this one stand for minus infinity where a mask puts them: their softmax is 0."""
 SELU_SCALE: Final = 1.0507009873554805
 SELU_ALPHA: Final = 1.6732632423543772
 
@@ -284,6 +286,20 @@ for _name in (
     *("contiguous", "clone", "alias", "detach", "lift_fresh_copy", "view_as", "reshape_as"),
 ):
     register(_name, OpRole(name=_name, kind="preserving", preserving=True, channel_axis="moved"))
+
+
+def _mask(node: fx.Node, role: OpRole) -> OpRole | None:
+    # Zero is on every grid. A number that no grid should reach blocks a position of the softmax that follows: the
+    # others stay on the operand's grid, and this one stays what it is.
+    filling = float(argument(node, "other" if role.name == "where" else "value"))
+    return role if filling == 0 or filling <= BLOCKING else None
+
+
+register(
+    "where.ScalarOther",
+    OpRole(name="where", kind="preserving", data=("self",), preserving=True, channel_axis=None, refine=_mask),
+)
+register("masked_fill.Scalar", OpRole(name="masked_fill", kind="preserving", preserving=True, refine=_mask))
 
 
 def _identity_when_evaluating(node: fx.Node, role: OpRole) -> OpRole | None:

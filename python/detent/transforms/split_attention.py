@@ -11,15 +11,13 @@ from torch import fx
 from detent.graph.graph import Graph, GraphNode
 from detent.graph.layouts import BATCH
 from detent.graph.names import LAYER, NAME, SOURCE
+from detent.graph.role_table import BLOCKING
 from detent.graph.roles import argument, argument_names
 from detent.graph.shapes import value_of
 from detent.graph.tensors import add_tensor, free_path
 from detent.transforms.edits import finish
 
 __all__ = ["split_attention"]
-
-BLOCKED: Final = -1e4
-"""Entries of a stored mask up to this one block a position: their softmax is 0 in float32."""
 
 _KEPT_META: Final = ("nn_module_stack", "stack_trace", LAYER, SOURCE)
 
@@ -30,7 +28,7 @@ def split_attention(graph: Graph) -> Graph:
     So both products, the scores and the probabilities get grids (Vaswani et al. 2017, arXiv:1706.03762, equation 1).
     All heads stay in one `[..., heads, positions, width]` tensor. Blocked positions - of a causal or boolean mask, or
     minus infinity in a stored one - are not added to the scores, where they would take up a grid's whole range:
-    `where` puts the least finite number in their place, a value that stays in float. Rows without any position give
+    `where` puts the least finite number in their place, which no grid takes in. Rows without any position give
     zeros, as the fused operator does. What is not split, because of dropout, grouped queries or a length that varies,
     stays, and a note says why.
 
@@ -116,7 +114,7 @@ class _Splitter:
         if mask.op != "get_attr":
             return (None, mask, True) if boolean else (mask, None, False)
         stored = self.graph.tensor(mask).detach()
-        allowed = stored if boolean else stored > BLOCKED
+        allowed = stored if boolean else stored > BLOCKING
         if not boolean and not allowed.any(-1).all():
             # In a row of finite numbers only, however low, the differences count.
             allowed = ~torch.isneginf(stored)
