@@ -190,7 +190,8 @@ class _Tail(nn.Module):
         self.kind = kind
         if kind == "linear":
             norm = _Norm(6, 0, "module")
-            self.layers = nn.Sequential(nn.Linear(channels, 6), norm, nn.ReLU(), nn.Linear(6, 5), nn.Linear(5, 3))
+            steps = (nn.Linear(channels, 6), norm, nn.ReLU(), nn.Linear(6, 5), nn.Linear(5, 3), nn.Softmax(-1))
+            self.layers = nn.Sequential(*steps)
         elif kind == "tokens":
             # A layer norm over two channels is all but a sign: it would blow up any rounding.
             self.layers = nn.Sequential(nn.Linear(channels, 8), _Attention(8), nn.LayerNorm(8), nn.Linear(8, 3))

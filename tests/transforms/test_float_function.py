@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Final
 
 import pytest
@@ -18,13 +18,18 @@ from detent.graph import Graph, capture
 from detent.records.statistics import Statistics
 from detent.statistics import calibrate
 from detent.transforms import (
+    absorb_high_biases,
+    bound_relu6,
     collapse_linear,
     collapse_residual,
+    equalize_activations,
     equalize_layers,
     fold_batch_norm,
     fold_forward,
     restore_norms,
     split_attention,
+    shift_softmax,
+    smooth,
 )
 from tests.transforms.random_networks import Description, RandomNetwork, example, networks
 
@@ -39,9 +44,15 @@ REWRITES: Final[dict[str, Callable[[Graph], Graph]]] = {
     "collapse_linear": collapse_linear,
     "collapse_residual": collapse_residual,
     "equalize_layers": lambda graph: equalize_layers(fold_batch_norm(graph)),
+    "equalize_activations": lambda graph: equalize_activations(fold_batch_norm(graph)),
+    "bound_relu6": lambda graph: bound_relu6(fold_batch_norm(graph)),
 }
 IN_A_ROW: Final = "all in a row"
-WITH_STATISTICS: Final[dict[str, Callable[[Graph, Statistics], Graph]]] = {}
+WITH_STATISTICS: Final[dict[str, Callable[[Graph, Statistics], Graph]]] = {
+    "absorb_high_biases": absorb_high_biases,  # exact on the calibration data only, which is what is compared
+    "shift_softmax": shift_softmax,
+    "smooth": partial(smooth, alpha=0.5),
+}
 
 
 @dataclass(frozen=True)
