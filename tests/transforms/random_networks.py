@@ -189,8 +189,14 @@ class _Tail(nn.Module):
         super().__init__()
         self.kind = kind
         if kind == "linear":
-            norm = _Norm(6, 0, "module")
-            steps = (nn.Linear(channels, 6), norm, nn.ReLU(), nn.Linear(6, 5), nn.Linear(5, 3), nn.Softmax(-1))
+            steps = (
+                nn.Linear(channels, 6),
+                _Norm(6, 0, "module"),
+                nn.ReLU(),
+                nn.Linear(6, 5),
+                nn.Linear(5, 3),
+                nn.Softmax(-1),
+            )
             self.layers = nn.Sequential(*steps)
         elif kind == "tokens":
             # A layer norm over two channels is all but a sign: it would blow up any rounding.

@@ -27,9 +27,9 @@ from detent.transforms import (
     fold_batch_norm,
     fold_forward,
     restore_norms,
-    split_attention,
     shift_softmax,
     smooth,
+    split_attention,
 )
 from tests.transforms.random_networks import Description, RandomNetwork, example, networks
 
