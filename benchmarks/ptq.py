@@ -2,7 +2,7 @@
 
     python benchmarks/ptq.py [--data FOLDER] [--networks ...] [--samples 512] [--rounds 5]
 
-"quantize" is calibrate + plan + apply on 512 images in batches of 64, everything `detent.quantize` does after capture,
+"quantize" is transform + calibrate + plan + apply on 512 images in batches of 64, everything `detent.quantize` does after capture,
 which is timed apart, as exporting the float network to ONNX is left out of onnxruntime's time. Rivals take turns within
 one run. Before anything is timed, the quantized network's accuracy is checked against float. Rows go to
 `benchmarks/results/ptq.json`.
@@ -35,6 +35,7 @@ MEMORY_SAMPLES = (512, 4096)
 
 def quantize(graph: detent.Graph, batches: Any) -> detent.QuantizedModel:
     """What is timed: everything after capture."""
+    graph = detent.transform(graph)
     stats = detent.calibrate(graph, batches, progress=False, values=values_to_observe(graph, TARGET), channels=False)
     return detent.apply(graph, detent.plan(graph, stats, target=TARGET))
 

@@ -33,6 +33,7 @@ from detent.transforms import (
     fold_batch_norm,
     fold_forward,
     restore_norms,
+    split_attention,
 )
 
 __all__ = ["apply", "calibrate", "capture", "correct_biases", "plan", "quantize", "transform", "values_to_observe"]
@@ -41,7 +42,7 @@ __all__ = ["apply", "calibrate", "capture", "correct_biases", "plan", "quantize"
 def capture(
     model: nn.Module | ExportedProgram | str | Path, example_inputs: Any = None, *, dynamic_batch: bool = True
 ) -> Graph:
-    """Capture a float model as a graph and fold its batch norms.
+    """Capture a float model as a graph, fold its batch norms, and write attention as products with a softmax between.
 
     Args:
         model: the module, an `ExportedProgram`, or the path of a `.pt2` file.
@@ -54,7 +55,9 @@ def capture(
         FormatError: the `.pt2` file is damaged or of another kind.
     """
     graph = capture_graph(model, example_inputs, dynamic_batch=dynamic_batch)
-    return fold_forward(fold_batch_norm(restore_norms(graph)))
+    for rewrite in (split_attention, restore_norms, fold_batch_norm, fold_forward):
+        graph = rewrite(graph)
+    return graph
 
 
 def transform(graph: Graph, *, config: QuantizationConfig | Mapping[str, Any] | None = None, **options: Any) -> Graph:

@@ -231,6 +231,14 @@ class Graph:
         """A graph with its own nodes and notes that shares all tensors with this one."""
         return Graph(copy_module(self.module), inputs=self.inputs, batch=self.batch, notes=self.notes)
 
+    def with_notes(self, notes: list[str]) -> Graph:
+        """This very network with more notes: for a rewrite that found nothing to do."""
+        if not notes:
+            return self
+        noted = Graph(self.module, inputs=self.inputs, batch=self.batch, notes=[*self.notes, *notes])
+        noted.__dict__.update({name: self.__dict__[name] for name in ("_nodes", "_by_name") if name in self.__dict__})
+        return noted
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Graph:
         return Graph(clone_module(self.module), inputs=self.inputs, batch=self.batch, notes=self.notes)
 

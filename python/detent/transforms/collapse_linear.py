@@ -25,7 +25,7 @@ __all__ = ["collapse_linear"]
 
 
 def collapse_linear(graph: Graph) -> Graph:
-    """A new graph in which a convolution and the 1x1 convolution after it are one layer, and so are two linear layers.
+    """A graph in which a convolution and the 1x1 convolution after it are one layer, and so are two linear layers.
 
     The kernel of a k x k convolution W1 followed by a 1x1 convolution W2 is
     `W[o, i, k] = sum_m W2[o, m] W1[m, i, k]` with bias `W2 b1 + b2`. In the other order, 1x1 then k x k, it is
@@ -38,10 +38,13 @@ def collapse_linear(graph: Graph) -> Graph:
     Args:
         graph: any captured network.
     """
+    kept: list[str] = []
+    if _next_pair(graph, kept) is None:
+        return graph.with_notes(kept)
     collapsed = graph.copy()
     done: list[str] = []
     while True:
-        kept: list[str] = []
+        kept = []
         pair = _next_pair(collapsed, kept)
         if pair is None:
             break

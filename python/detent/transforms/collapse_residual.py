@@ -11,7 +11,7 @@ __all__ = ["collapse_residual"]
 
 
 def collapse_residual(graph: Graph) -> Graph:
-    """A new graph in which `conv(x) + x` is one convolution, whose kernel has 1 added where it meets x itself.
+    """A graph in which `conv(x) + x` is one convolution, whose kernel has 1 added where it meets x itself.
 
     Output channel o at position t meets input channel o at position t in the entry
     `W[o, o mod (C_in / groups), padding / dilation]`. That entry exists if the convolution keeps the shape of its input
@@ -22,6 +22,8 @@ def collapse_residual(graph: Graph) -> Graph:
     Args:
         graph: any captured network.
     """
+    if not any(_layer_with_shortcut(graph, total) for total in graph.nodes()):
+        return graph
     collapsed = graph.copy()
     done: list[str] = []
     for total in collapsed.nodes():
