@@ -2,9 +2,9 @@
 
     python benchmarks/ptq.py [--data FOLDER] [--networks ...] [--samples 512] [--rounds 5]
 
-"quantize" is transform + calibrate + plan + apply on 512 images in batches of 64, everything `detent.quantize` does after capture,
-which is timed apart, as exporting the float network to ONNX is left out of onnxruntime's time. Rivals take turns within
-one run. Before anything is timed, the quantized network's accuracy is checked against float. Rows go to
+"quantize" is transform + calibrate + plan + apply on 512 images, 64 at a time: everything `detent.quantize` does after
+capture, which is timed apart, as exporting the float network to ONNX is left out of onnxruntime's time. Rivals take
+turns within one run. Before anything is timed, the quantized network's accuracy is checked against float. Rows go to
 `benchmarks/results/ptq.json`.
 """
 

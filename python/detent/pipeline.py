@@ -27,12 +27,17 @@ from detent.statistics import Keeping, calibrate, first_batch, first_samples
 from detent.targets import Target, load_target, target_names
 from detent.thresholds import avoid_ties, make_room_for_biases, search_grids
 from detent.transforms import (
+    absorb_high_biases,
+    bound_relu6,
     collapse_linear,
     collapse_residual,
+    equalize_activations,
     equalize_layers,
     fold_batch_norm,
     fold_forward,
     restore_norms,
+    shift_softmax,
+    smooth,
     split_attention,
 )
 
@@ -60,27 +65,52 @@ def capture(
     return graph
 
 
-def transform(graph: Graph, *, config: QuantizationConfig | Mapping[str, Any] | None = None, **options: Any) -> Graph:
+def transform(
+    graph: Graph,
+    stats: Statistics | None = None,
+    *,
+    config: QuantizationConfig | Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Graph:
     """Rewrite a captured network so that quantization costs it less; its float function stays the same.
 
-    Statistics and plans belong to the graph they were made for, so this comes before calibration.
+    Statistics and plans belong to the graph they were made for, so this comes before calibration. Rewrites that need
+    statistics themselves are carried out when those are given, and the graph is then calibrated again.
 
     Args:
         graph: the captured network; it is not changed.
+        stats: what a calibration of this graph saw of all its values, for the rewrites that need it; the others are
+            not repeated.
         config: options; single ones can be given by keyword and take precedence.
         **options: fields of `QuantizationConfig`, e.g. `equalization="cross_layer"`.
 
     Raises:
-        ConfigError: an unknown option, or a value out of range.
+        ConfigError: an unknown option, a value out of range, or statistics of another graph.
     """
     _expect(graph, Graph, "graph", "detent.capture")
     settings = QuantizationConfig.resolve(config, options)
-    if settings.linear_collapsing:
-        graph = collapse_linear(graph)
-    if settings.residual_collapsing:
-        graph = collapse_residual(graph)
-    if settings.equalization == "cross_layer":
-        graph = equalize_layers(graph)
+    if stats is not None:
+        _expect(stats, Statistics, "stats", "detent.calibrate")
+        by_statistics = (
+            (settings.bias_absorption, absorb_high_biases),
+            (settings.softmax_shift, shift_softmax),
+            (settings.smooth_quant, smooth),
+        )
+        for wanted, rewrite_by in by_statistics:
+            if wanted:
+                graph = rewrite_by(graph, stats)
+                # None of them reads a value that another one changes, so the statistics serve the next as well.
+                stats = replace(stats, fingerprint=graph.fingerprint())
+        return graph
+    rewrites = (
+        (settings.linear_collapsing, collapse_linear),
+        (settings.residual_collapsing, collapse_residual),
+        (settings.relu_bound_to_power_of_2, bound_relu6),
+        (settings.equalization == "activations", equalize_activations),
+        (settings.equalization == "cross_layer", equalize_layers),
+    )
+    for wanted, rewrite in rewrites:
+        graph = rewrite(graph) if wanted else graph
     return graph
 
 
@@ -247,6 +277,10 @@ def quantize(
     example, data = first_batch(data, model)
     graph = transform(capture(model, example), config=settings)
     # Only what this plan reads is observed; a user who wants to decide again calibrates once for everything.
+    if settings.rewrites_by_statistics:
+        # The data are read twice more, so what can be read once only is held.
+        data = list(data) if isinstance(data, Iterator) else data
+        graph = transform(graph, calibrate(graph, data, progress=progress), config=settings)
     sequential, analytic = (settings.bias_correction == kind for kind in ("sequential", "analytic"))
     if sequential and isinstance(data, Iterator):
         data = Keeping(data, settings.bias_correction_samples)

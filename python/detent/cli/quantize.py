@@ -23,6 +23,8 @@ def quantize(
     weights_bits: Annotated[int | None, typer.Option(help="Code width of all kernels.")] = None,
     activation_bits: Annotated[int | None, typer.Option(help="Code width of all activations.")] = None,
     weight_search: Annotated[str | None, typer.Option(help="exact or grid.")] = None,
+    equalization: Annotated[str | None, typer.Option(help="none, activations or cross_layer.")] = None,
+    bias_correction: Annotated[str | None, typer.Option(help="none, analytic or sequential.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the calibration interrupted in OUT.")] = False,
     onnx: Annotated[bool, typer.Option(help="Write model.onnx.")] = True,
     debug: Debug = False,
@@ -38,6 +40,8 @@ def quantize(
         "weights_bits": weights_bits,
         "activation_bits": activation_bits,
         "weight_search": weight_search,
+        "equalization": equalization,
+        "bias_correction": bias_correction,
     }
     options = {name: value for name, value in given.items() if value is not None}
     quantize_to_folder(find_model(model), data, out, target=target, options=options, resume=resume, onnx=onnx)

@@ -46,7 +46,11 @@ def quantize_to_folder(
     _make_folder(out)
     with _step(console, "capture"):
         example, _ = first_batch(data, model)
-        graph = detent.capture(model, example)
+        graph = detent.transform(detent.capture(model, example), config=config)
+    if config.rewrites_by_statistics:
+        with _step(console, "transform"):
+            first = detent.calibrate(graph, data, progress=console.is_terminal)
+            graph = detent.transform(graph, first, config=config)
     partial = out / "calibration.partial"
     if not resume:
         partial.unlink(missing_ok=True)
@@ -59,6 +63,8 @@ def quantize_to_folder(
         statistics.save(out / "statistics.safetensors")
     with _step(console, "plan"):
         plan = detent.plan(graph, statistics, target=target, config=config)
+        if config.bias_correction == "sequential":
+            plan = detent.correct_biases(graph, plan, data, samples=config.bias_correction_samples)
         plan.save(out / "plan.json")
         quantized = detent.apply(graph, plan)
     quantized.summary(console)

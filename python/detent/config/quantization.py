@@ -34,7 +34,12 @@ class QuantizationConfig(FrozenModel):
             codes of its layer's output; PyTorch and the runtimes then round alike (`docs/decisions/tie-free.md`).
         linear_collapsing: merge layers that follow each other with nothing in between, where that saves parameters.
         residual_collapsing: merge a shortcut around a convolution into its kernel.
-        equalization: `"cross_layer"` gives the channels between two layers similar ranges; `"none"`.
+        equalization: `"cross_layer"` gives the channels between two layers similar ranges; `"activations"` gives weak
+            channels of an activation more of its range, by the folded batch norm; `"none"`.
+        relu_bound_to_power_of_2: widen the bound of ReLU6 and the like to a power of two, scaling the layers around it.
+        bias_absorption: move what a ReLU never cuts off from one bias into the next; needs a calibration of its own.
+        softmax_shift: centre the logits of a softmax; needs a calibration of its own.
+        smooth_quant: scale outlying channels behind a norm into the next layers; needs a calibration of its own.
         bias_correction: `"analytic"` takes the shift of every layer's mean from the saved statistics; `"sequential"`
             measures it layer by layer behind quantized predecessors, on a part of the calibration samples; `"none"`.
         bias_correction_samples: calibration samples for the sequential one; a quarter of them judge it.
@@ -54,7 +59,11 @@ class QuantizationConfig(FrozenModel):
     tie_free: bool = True
     linear_collapsing: bool = True
     residual_collapsing: bool = True
-    equalization: Literal["none", "cross_layer"] = "none"
+    equalization: Literal["none", "activations", "cross_layer"] = "none"
+    relu_bound_to_power_of_2: bool = False
+    bias_absorption: bool = False
+    softmax_shift: bool = False
+    smooth_quant: bool = False
     bias_correction: Literal["none", "analytic", "sequential"] = "none"
     bias_correction_samples: Annotated[int, Field(ge=2)] = 256
 
@@ -88,6 +97,11 @@ class QuantizationConfig(FrozenModel):
         if isinstance(config, Mapping):
             return cls(**{**config, **options})
         raise ConfigError(f"`config` must be a QuantizationConfig or a mapping, got {type(config).__name__}")
+
+    @property
+    def rewrites_by_statistics(self) -> bool:
+        """Whether a rewrite is wanted that reads statistics, so that the network is calibrated twice."""
+        return self.bias_absorption or self.softmax_shift or self.smooth_quant
 
     def differences(self) -> dict[str, Any]:
         """The options that differ from their defaults, as plain data; `QuantizationConfig(**differences)` restores."""
