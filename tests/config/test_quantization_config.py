@@ -75,3 +75,8 @@ def test_single_options_win_over_the_object() -> None:
 def test_a_mistake_names_the_option(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         QuantizationConfig(**options)
+
+
+def test_names_of_options_are_words() -> None:
+    with pytest.raises(ConfigError, match="words, got 1"):
+        QuantizationConfig.resolve({1: 2}, {})  # type: ignore[dict-item]

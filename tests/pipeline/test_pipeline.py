@@ -243,7 +243,10 @@ def test_kernels_in_groups_work_in_an_edited_plan(
     plan = detent.plan(graph, stats, target="onnxruntime")
     kernel = graph.module.get_parameter("head.weight").detach()
     thresholds = kernel.reshape(10, 2, 4).abs().amax(2).flatten().tolist()
-    qmodel = detent.apply(graph, edit(plan, "weights", "head", group_size=4, threshold=thresholds))
+    edited = edit(plan, "weights", "head", group_size=4, threshold=thresholds)
+    with pytest.raises(ConfigError, match="its bias, which stays in float"):
+        detent.apply(graph, edited)
+    qmodel = detent.apply(graph, plan.with_weight("head", edited.weights["head"].grid))
     codes = qmodel.get_buffer("graph_module.head.weight_codes").reshape(10, 2, 4)
     assert (codes.abs().amax(2) == 127).all()  # each group uses all of its codes
     assert (qmodel(images) - graph(images)).norm() < 0.05 * graph(images).norm()

@@ -143,7 +143,6 @@ def _check(case: _Captured, graph: Graph, rewritten: Graph, description: Descrip
     for wanted, got in zip(case.outputs, outputs, strict=True):
         assert got.shape == wanted.shape, description
         assert (got - wanted).abs().max() <= RELATIVE * wanted.abs().max(), description
-    assert rewritten is not graph
     state = case.model.state_dict()
     assert all(torch.equal(value, case.state[key]) for key, value in state.items()), description
     # Another number of samples than was captured.

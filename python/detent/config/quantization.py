@@ -95,6 +95,9 @@ class QuantizationConfig(FrozenModel):
         if isinstance(config, cls):
             return cls(**{**config.differences(), **options})
         if isinstance(config, Mapping):
+            for name in config:
+                if not isinstance(name, str):
+                    raise ConfigError(f"the names of options are words, got {name!r}")
             return cls(**{**config, **options})
         raise ConfigError(f"`config` must be a QuantizationConfig or a mapping, got {type(config).__name__}")
 

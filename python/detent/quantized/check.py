@@ -122,6 +122,14 @@ def _check_prescribed(grid: Grid, rule: OpRule, where: str, target: Target) -> N
 
 
 def _check_bias(weight: TensorPlan, point: WeightPoint, target: Target) -> None:
+    if weight.grid is not None and weight.grid.group_size is not None:
+        if weight.bias_bits is not None:
+            raise ConfigError(
+                "a kernel with a step for each group has none for its bias, which stays in float",
+                where=point.layer,
+                remedy="remove `bias_bits` from this entry",
+            )
+        return
     if weight.bias_bits != point.bias_bits:
         wanted = "a float bias, remove `bias_bits`" if point.bias_bits is None else f"`bias_bits` {point.bias_bits}"
         raise ConfigError(f"target {target.name!r} computes this layer with {wanted}", where=point.layer)
