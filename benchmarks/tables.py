@@ -57,6 +57,17 @@ def accuracy_rows(network: dict[str, Any]) -> list[str]:
     return table(header, rows)
 
 
+def correction_rows(network: dict[str, Any]) -> list[str]:
+    """Points of top-1 lost by each lever, a column for each pair of widths."""
+    widths = [key for key in network["rows"][0] if key.startswith("w") and key[1].isdigit()]
+    header = ["lever", *(key.upper() for key in widths), "seconds"]
+    rows = [
+        [row["lever"], *(f"{row[key]:.2f}" for key in widths), f"{row['quantize_seconds']:.1f}"]
+        for row in network["rows"]
+    ]
+    return table(header, rows)
+
+
 def machine_line(machine: dict[str, Any]) -> str:
     """The machine, in one sentence."""
     libraries = ", ".join(f"{name} {version}" for name, version in machine["libraries"].items())
@@ -73,6 +84,15 @@ def render() -> str:
         ]
         lines += [f"{network['calibration_samples']} calibration images, all rows from one calibration:", ""]
         lines += [*accuracy_rows(network), ""]
+    for name, network in load("corrections").get("networks", {}).items():
+        samples, forward_s = network["calibration_samples"], network["forward_seconds"]
+        lines += [
+            f"**{name}**, points of top-1 lost against float ({network['float_top1']:.2f}), rounding to nearest,",
+            f"power-of-two activations, all layers, {samples} images (bare forward {forward_s:.1f} s):",
+            "",
+            *correction_rows(network),
+            "",
+        ]
     for title, name in (("Whole runs", "ptq"), ("Exported ONNX in onnxruntime", "onnx"), ("Kernels", "kernels")):
         data = load(name)
         if data:
