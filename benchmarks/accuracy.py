@@ -9,7 +9,6 @@ that put every tensor on the same grid are evaluated once. Rows go to `benchmark
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 
 import detent
-from harness import RESULTS, machine
+from harness import write_network
 from networks import NETWORKS, add_data_option, load_zoo
 
 TARGETS = ("imx500", "tflite", "onnxruntime")
@@ -77,15 +76,10 @@ def main() -> None:
     options = parser.parse_args()
     zoo = load_zoo(options.data)
     torch.manual_seed(0)
-    path = RESULTS / "accuracy.json"
     for network in options.networks:
         found = measure(zoo, network, options)
-        if options.no_write:
-            continue
-        # A network at a time, so that an interruption loses one table at most.
-        written = json.loads(path.read_text(encoding="utf-8"))["networks"] if path.exists() else {}
-        results = {"machine": machine(), "networks": dict(sorted({**written, network: found}.items()))}
-        path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        if not options.no_write:
+            write_network("accuracy", network, found)
 
 
 if __name__ == "__main__":

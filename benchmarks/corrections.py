@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 import detent
-from harness import RESULTS, machine
+from harness import write_network
 from networks import NETWORKS, add_data_option, load_zoo
 
 WIDTHS = ((8, 8), (4, 8), (4, 4))
@@ -102,18 +102,13 @@ def main() -> None:
     parser.add_argument("--no-write", action="store_true", help="print only")
     options = parser.parse_args()
     zoo = load_zoo(options.data)
-    path = RESULTS / "corrections.json"
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "imx500-4.json"
         target.write_text(json.dumps(TARGET), encoding="utf-8")
         for network in options.networks:
             found = measure(zoo, network, target, options)
-            if options.no_write:
-                continue
-            # A network at a time, so that an interruption loses one table at most.
-            written = json.loads(path.read_text(encoding="utf-8"))["networks"] if path.exists() else {}
-            results = {"machine": machine(), "networks": dict(sorted({**written, network: found}.items()))}
-            path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            if not options.no_write:
+                write_network("corrections", network, found)
 
 
 if __name__ == "__main__":

@@ -139,6 +139,14 @@ def _cpu_model() -> str:
     return platform.processor() or "unknown"
 
 
+def write_network(file: str, network: str, found: Mapping[str, Any]) -> None:
+    """Put the table of one network into `results/<file>.json`: an interruption loses one table at most."""
+    path = RESULTS / f"{file}.json"
+    written = json.loads(path.read_text(encoding="utf-8"))["networks"] if path.exists() else {}
+    results = {"machine": machine(), "networks": dict(sorted({**written, network: found}.items()))}
+    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
 def write_section(file: str, section: str, rows: Sequence[Row]) -> Path:
     """Put the rows of one section into `results/<file>.json`, replacing that section only."""
     path = RESULTS / f"{file}.json"

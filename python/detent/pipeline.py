@@ -74,6 +74,8 @@ def transform(
 ) -> Graph:
     """Rewrite a captured network so that quantization costs it less; its float function stays the same.
 
+    Bias absorption alone keeps it for values like those seen in calibration only.
+
     Statistics and plans belong to the graph they were made for, so this comes before calibration. Rewrites that need
     statistics themselves are carried out when those are given, and the graph is then calibrated again.
 
@@ -99,7 +101,8 @@ def transform(
         for wanted, rewrite_by in by_statistics:
             if wanted:
                 graph = rewrite_by(graph, stats)
-                # None of them reads a value that another one changes, so the statistics serve the next as well.
+                # The statistics still hold for all values but those just changed. Smoothing may read one whose bias was
+                # absorbed; its ranges then only guide which factors are taken, and the float function is kept.
                 stats = replace(stats, fingerprint=graph.fingerprint())
         return graph
     rewrites = (
@@ -188,10 +191,9 @@ def correct_biases(graph: Graph, plan: QuantPlan, data: Any, *, samples: int = 2
     batches = first_samples(graph, data, samples, parts=4)
     bare = replace(plan, bias_corrections={})
     layers = list(correctable_layers(graph, place(graph, load_target(plan.target))))
-    planned = [layer for layer in layers if graph.find(layer).weight_name]
     quantized = assemble(graph, bare).graph_module
     held_out = max(1, len(batches) // 4)
-    corrections, notes = correct_sequentially(graph, quantized, planned, batches, held_out)
+    corrections, notes = correct_sequentially(graph, quantized, layers, batches, held_out)
     return replace(bare, bias_corrections=corrections, notes=tuple(dict.fromkeys([*plan.notes, *notes])))
 
 
@@ -276,7 +278,6 @@ def quantize(
     _reference(target)
     example, data = first_batch(data, model)
     graph = transform(capture(model, example), config=settings)
-    # Only what this plan reads is observed; a user who wants to decide again calibrates once for everything.
     if settings.rewrites_by_statistics:
         # The data are read twice more, so what can be read once only is held.
         data = list(data) if isinstance(data, Iterator) else data
@@ -284,6 +285,7 @@ def quantize(
     sequential, analytic = (settings.bias_correction == kind for kind in ("sequential", "analytic"))
     if sequential and isinstance(data, Iterator):
         data = Keeping(data, settings.bias_correction_samples)
+    # Only what this plan reads is observed; a user who wants to decide again calibrates once for everything.
     values = values_to_observe(graph, target, settings)
     stats = calibrate(graph, data, progress=progress, values=values, channels=analytic)
     decided = plan(graph, stats, target=target, config=settings)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import detent
+from detent.corrections.sequential import _judge
 from detent.errors import CalibrationError
 
 OPTIONS = {"target": "imx500", "weights_bits": 2, "progress": False}
@@ -91,6 +92,16 @@ def test_what_does_not_help_is_left_out_and_named(model, data):
     assert bool(left_out) == bool(noted)
     for layer in left_out:
         assert layer in noted[0]
+
+
+@pytest.mark.parametrize(("held_out", "better"), [(1.0, True), (0.6, True), (-1.0, False), (0.4, False)])
+def test_held_out_batches_judge(held_out, better):
+    """A shift of 1 in the batches corrected for helps if the others are shifted by more than half of it."""
+    found = [torch.zeros(4, 3, 2), torch.zeros(4, 3, 2)]
+    wanted = [torch.ones(4, 3, 2), torch.full((4, 3, 2), held_out)]
+    judged = _judge(wanted, found, axis=1, held_out=1)
+    assert torch.equal(judged.shift, torch.ones(3))
+    assert judged.better is better
 
 
 def test_few_samples(model, data):

@@ -18,7 +18,7 @@ from detent.graph.roles import argument
 from detent.kernels.quantize import fake_quantize, lut_fake_quantize
 from detent.records.correction import BiasCorrection
 from detent.records.grid import Grid
-from detent.records.plan import TensorPlan
+from detent.records.plan import TensorPlan, grid_of
 from detent.records.statistics import Statistics, TensorStatistics
 
 __all__ = ["correct_analytically"]
@@ -64,7 +64,7 @@ def correct_analytically(
         shift = _moved(layer, rounded.astype(np.float64) - kernel, np.asarray(mean, np.float64))
         value = point.inputs[point.users.index(name)]
         if inputs and value is not None and value in statistics:
-            moved = _mean_shift(statistics[value], _owner(activations, value))
+            moved = _mean_shift(statistics[value], grid_of(activations, value))
             shift = shift + _moved(layer, rounded.astype(np.float64), np.full(len(mean), moved))
         corrections[name] = BiasCorrection(shift=(-shift).astype(np.float32), method="analytic")
     return corrections, notes
@@ -78,11 +78,6 @@ def _sums_over_channels(graph: Graph, layer: GraphNode) -> bool:
         return False
     spatial = 0 if layer.kind == "linear" else graph.tensor(layer.weight).dim() - 2
     return source.channel_axis == len(source.shape) - spatial - 1
-
-
-def _owner(activations: Mapping[str, TensorPlan], value: str) -> Grid | None:
-    entry = activations[value]
-    return activations[entry.same_as].grid if entry.same_as is not None else entry.grid
 
 
 def _quantized(kernel: npt.NDArray[np.float32], grid: Grid) -> npt.NDArray[np.float32]:

@@ -160,7 +160,7 @@ class _Assembly:
             return None
         if kernel.group_size is not None or kernel.table is not None:
             return None
-        return per_bias_entry(_bias_steps(input_grid, kernel, node.name), channels)
+        return per_bias_entry(_accumulator_steps(input_grid, kernel, node.name), channels)
 
     def _read_bias(self, point: WeightPoint, node: GraphNode, leaf: str, *arrays: npt.NDArray[Any]) -> None:
         """Make a layer read another bias: one array as it is, or codes with their scale and zero point."""
@@ -216,7 +216,7 @@ def _storage(grid: Grid) -> str:
     return ("int" if grid.signed else "uint") + ("8" if grid.bits <= 8 else "16")
 
 
-def _bias_steps(input_grid: Grid, kernel: Grid, where: str) -> npt.NDArray[np.float32]:
+def _accumulator_steps(input_grid: Grid, kernel: Grid, where: str) -> npt.NDArray[np.float32]:
     with np.errstate(over="ignore", under="ignore"):
         steps = (input_grid.scale * kernel.scale).astype(np.float32)
     if not bool(np.all((steps > 0) & np.isfinite(steps))):

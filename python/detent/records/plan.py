@@ -21,7 +21,7 @@ from detent.records.correction import BiasCorrection
 from detent.records.files import read_text, write_atomically
 from detent.records.grid import Grid
 
-__all__ = ["QuantPlan", "TensorPlan"]
+__all__ = ["QuantPlan", "TensorPlan", "grid_of"]
 
 _FORMAT: Final = "detent.plan"
 _VERSION: Final = 1
@@ -94,6 +94,12 @@ class TensorPlan:
         return cls(grid=grid, error=error, metric=None if metric is None else str(metric), bias_bits=bias_bits)
 
 
+def grid_of(activations: Mapping[str, TensorPlan], name: str) -> Grid | None:
+    """The grid of an activation among the entries of a plan, following `same_as`; None if it stays in float."""
+    entry = activations[name]
+    return activations[entry.same_as].grid if entry.same_as is not None else entry.grid
+
+
 def _at(error: ConfigError, where: str) -> ConfigError:
     return ConfigError(error.what, where=where, remedy=error.remedy)
 
@@ -144,8 +150,7 @@ class QuantPlan:
 
     def activation_grid(self, name: str) -> Grid | None:
         """The grid of an activation, following `same_as`; None if it stays in float."""
-        entry = self.activations[name]
-        return self.activations[entry.same_as].grid if entry.same_as is not None else entry.grid
+        return grid_of(self.activations, name)
 
     def with_activation(self, name: str, grid: Grid | None) -> QuantPlan:
         """A plan with another grid for one activation."""

@@ -14,7 +14,7 @@ import numpy as np
 from detent.graph import Graph
 from detent.graph.placement import Placement
 from detent.records.grid import Grid
-from detent.records.plan import TensorPlan
+from detent.records.plan import TensorPlan, grid_of
 
 __all__ = ["make_room_for_biases"]
 
@@ -36,14 +36,11 @@ def make_room_for_biases(
             continue
         least = np.zeros(grid.size)
         for user, source in zip(point.users, point.inputs, strict=True):
-            bias, entry = graph.find(user).bias, None if source is None else activations[source]
-            if bias is None or entry is None:
-                continue
-            owner = activations[entry.same_as] if entry.same_as is not None else entry
-            if owner.grid is None:
+            bias, input_grid = graph.find(user).bias, None if source is None else grid_of(activations, source)
+            if bias is None or input_grid is None:
                 continue
             size = np.abs(graph.tensor(bias).detach().double().cpu().numpy())
-            needed = size / (float(owner.grid.scale[0]) * _LARGEST_CODE)
+            needed = size / (float(input_grid.scale[0]) * _LARGEST_CODE)
             # One step may serve several entries: all of them, or those at its place in every group of channels.
             least = np.maximum(least, needed.reshape(-1, grid.size).max(axis=0))
         raised = grid.scale < least

@@ -6,10 +6,9 @@ another order, or round ties another way, disagree by one code there, and the di
 not rare in a network with millions of them, so two correct runtimes hardly ever agree on every output.
 
 If M = p / q with q odd, a * M is k + 1/2 for no a, since 2 a p is even and q (2k + 1) is odd; the nearest value is
-1 / (2q) away. The kernel step is moved by at most one part in 4096 to such an M, less than the search can resolve, and
-every accumulator is then 8e-5 output steps or more from a tie (for M of 1 / 2048 or more): far more than the float
-error of a sum. What PyTorch computes is what onnxruntime computes, and what an integer runtime computes however it
-rounds ties.
+1 / (2q) away. The kernel step is moved by at most one part in 4096 to such an M, and every accumulator is then 8e-5
+output steps or more from a tie (for M of 1 / 2048 or more): far more than the float error of a sum. For these layers,
+what PyTorch computes is what onnxruntime computes, and what an integer runtime computes however it rounds ties.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from torch import fx
 from detent.graph import Graph, GraphNode
 from detent.graph.placement import Placement, WeightPoint
 from detent.records.grid import Grid
-from detent.records.plan import TensorPlan
+from detent.records.plan import TensorPlan, grid_of
 
 __all__ = ["avoid_ties", "tie_free"]
 
@@ -57,7 +56,7 @@ def avoid_ties(
         if grid is None or grid.kind != "symmetric" or grid.group_size is not None:
             continue
         source, output = point.inputs[0], _output(graph, point, placement, users)
-        before, after = (None if name is None else _grid(activations, name) for name in (source, output))
+        before, after = (None if name is None else grid_of(activations, name) for name in (source, output))
         if before is None or after is None:
             continue
         ratio = float(before.scale[0]) / float(after.scale[0])
@@ -98,11 +97,6 @@ def _output(graph: Graph, point: WeightPoint, placement: Placement, nodes: Mappi
             return None
         node = follower
     return node.name
-
-
-def _grid(activations: Mapping[str, TensorPlan], name: str) -> Grid | None:
-    entry = activations[name]
-    return activations[entry.same_as].grid if entry.same_as is not None else entry.grid
 
 
 def _with_steps(grid: Grid, steps: Vector) -> Grid:
