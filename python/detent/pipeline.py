@@ -35,7 +35,9 @@ from detent.transforms import (
     equalize_layers,
     fold_batch_norm,
     fold_forward,
+    require_unsigned_codes,
     restore_norms,
+    shift_negative,
     shift_softmax,
     smooth,
     split_attention,
@@ -69,6 +71,7 @@ def transform(
     graph: Graph,
     stats: Statistics | None = None,
     *,
+    target: str | Path | Target | None = None,
     config: QuantizationConfig | Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Graph:
@@ -83,11 +86,13 @@ def transform(
         graph: the captured network; it is not changed.
         stats: what a calibration of this graph saw of all its values, for the rewrites that need it; the others are
             not repeated.
+        target: name of a built-in target or path of a target file; `shift_negative` needs to know it.
         config: options; single ones can be given by keyword and take precedence.
         **options: fields of `QuantizationConfig`, e.g. `equalization="cross_layer"`.
 
     Raises:
-        ConfigError: an unknown option, a value out of range, or statistics of another graph.
+        ConfigError: an unknown option, a value out of range, statistics of another graph, or `shift_negative` for a
+            target that it is not for.
     """
     _expect(graph, Graph, "graph", "detent.capture")
     settings = QuantizationConfig.resolve(config, options)
@@ -104,6 +109,9 @@ def transform(
                 # The statistics still hold for all values but those just changed. Smoothing may read one whose bias was
                 # absorbed; its ranges then only guide which factors are taken, and the float function is kept.
                 stats = replace(stats, fingerprint=graph.fingerprint())
+        if settings.shift_negative:
+            # Last: forward folding of constants would undo it, so nothing may come behind.
+            graph = shift_negative(graph, stats, _required(target), settings)
         return graph
     rewrites = (
         (settings.linear_collapsing, collapse_linear),
@@ -114,7 +122,15 @@ def transform(
     )
     for wanted, rewrite in rewrites:
         graph = rewrite(graph) if wanted else graph
+    if settings.shift_negative and target is not None:
+        require_unsigned_codes(graph, load_target(target))
     return graph
+
+
+def _required(target: str | Path | Target | None) -> Target:
+    if target is None:
+        raise ConfigError("`shift_negative` depends on the target", remedy="pass `target`, as to detent.plan")
+    return load_target(target)
 
 
 def plan(
@@ -277,11 +293,11 @@ def quantize(
     load_target(target)
     _reference(target)
     example, data = first_batch(data, model)
-    graph = transform(capture(model, example), config=settings)
+    graph = transform(capture(model, example), target=target, config=settings)
     if settings.rewrites_by_statistics:
         # The data are read twice more, so what can be read once only is held.
         data = list(data) if isinstance(data, Iterator) else data
-        graph = transform(graph, calibrate(graph, data, progress=progress), config=settings)
+        graph = transform(graph, calibrate(graph, data, progress=progress), target=target, config=settings)
     sequential, analytic = (settings.bias_correction == kind for kind in ("sequential", "analytic"))
     if sequential and isinstance(data, Iterator):
         data = Keeping(data, settings.bias_correction_samples)

@@ -14,9 +14,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
+from detent.config import QuantizationConfig
 from detent.graph import Graph, capture
 from detent.records.statistics import Statistics
 from detent.statistics import calibrate
+from detent.targets import load_target
 from detent.transforms import (
     absorb_high_biases,
     bound_relu6,
@@ -27,6 +29,7 @@ from detent.transforms import (
     fold_batch_norm,
     fold_forward,
     restore_norms,
+    shift_negative,
     shift_softmax,
     smooth,
     split_attention,
@@ -52,6 +55,11 @@ WITH_STATISTICS: Final[dict[str, Callable[[Graph, Statistics], Graph]]] = {
     "absorb_high_biases": absorb_high_biases,  # exact on the calibration data only, which is what is compared
     "shift_softmax": shift_softmax,
     "smooth": partial(smooth, alpha=0.5),
+    "shift_negative": partial(
+        shift_negative,
+        target=load_target("imx500"),
+        config=QuantizationConfig(shift_negative_ratio=1e6),  # whatever the tail, so that most values are shifted
+    ),
 }
 
 

@@ -24,6 +24,9 @@ def quantize(
     activation_bits: Annotated[int | None, typer.Option(help="Code width of all activations.")] = None,
     weight_search: Annotated[str | None, typer.Option(help="exact or grid.")] = None,
     equalization: Annotated[str | None, typer.Option(help="none, activations or cross_layer.")] = None,
+    shift_negative: Annotated[
+        bool | None, typer.Option("--shift-negative/--no-shift-negative", help="Unsigned codes for SiLU and the like.")
+    ] = None,
     bias_correction: Annotated[str | None, typer.Option(help="none, analytic or sequential.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the calibration interrupted in OUT.")] = False,
     onnx: Annotated[bool, typer.Option(help="Write model.onnx.")] = True,
@@ -41,6 +44,7 @@ def quantize(
         "activation_bits": activation_bits,
         "weight_search": weight_search,
         "equalization": equalization,
+        "shift_negative": shift_negative,
         "bias_correction": bias_correction,
     }
     options = {name: value for name, value in given.items() if value is not None}

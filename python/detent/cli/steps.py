@@ -46,11 +46,11 @@ def quantize_to_folder(
     _make_folder(out)
     with _step(console, "capture"):
         example, _ = first_batch(data, model)
-        graph = detent.transform(detent.capture(model, example), config=config)
+        graph = detent.transform(detent.capture(model, example), target=target, config=config)
     if config.rewrites_by_statistics:
         with _step(console, "transform"):
             first = detent.calibrate(graph, data, progress=console.is_terminal)
-            graph = detent.transform(graph, first, config=config)
+            graph = detent.transform(graph, first, target=target, config=config)
     partial = out / "calibration.partial"
     if not resume:
         partial.unlink(missing_ok=True)

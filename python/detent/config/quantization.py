@@ -40,6 +40,9 @@ class QuantizationConfig(FrozenModel):
         bias_absorption: move what a ReLU never cuts off from one bias into the next; needs a calibration of its own.
         softmax_shift: centre the logits of a softmax; needs a calibration of its own.
         smooth_quant: scale outlying channels behind a norm into the next layers; needs a calibration of its own.
+        shift_negative: add a constant to the output of SiLU, GELU and the like so that unsigned codes serve it; needs a
+            target with power-of-two or symmetric activations of free or unsigned sign, and a calibration of its own.
+        shift_negative_ratio: the least output may be at most this part of the signed threshold for that.
         bias_correction: `"analytic"` takes the shift of every layer's mean from the saved statistics; `"sequential"`
             measures it layer by layer behind quantized predecessors, on a part of the calibration samples; `"none"`.
         bias_correction_samples: calibration samples for the sequential one; a quarter of them judge it.
@@ -64,6 +67,8 @@ class QuantizationConfig(FrozenModel):
     bias_absorption: bool = False
     softmax_shift: bool = False
     smooth_quant: bool = False
+    shift_negative: bool = False
+    shift_negative_ratio: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.05
     bias_correction: Literal["none", "analytic", "sequential"] = "none"
     bias_correction_samples: Annotated[int, Field(ge=2)] = 256
 
@@ -104,7 +109,7 @@ class QuantizationConfig(FrozenModel):
     @property
     def rewrites_by_statistics(self) -> bool:
         """Whether a rewrite is wanted that reads statistics, so that the network is calibrated twice."""
-        return self.bias_absorption or self.softmax_shift or self.smooth_quant
+        return self.bias_absorption or self.softmax_shift or self.smooth_quant or self.shift_negative
 
     def differences(self) -> dict[str, Any]:
         """The options that differ from their defaults, as plain data; `QuantizationConfig(**differences)` restores."""

@@ -18,6 +18,7 @@ from detent.graph.graph import Graph, GraphNode
 from detent.graph.patterns import fused_groups
 from detent.graph.roles import OpRole, argument
 from detent.graph.shapes import is_float, is_tensor
+from detent.graph.shifts import SHIFT, UNSIGNED
 from detent.targets import ActivationRule, OpRule, Target, WeightRule
 
 __all__ = ["ActivationPoint", "Placement", "WeightPoint", "correctable_layers", "per_bias_entry", "place"]
@@ -37,6 +38,7 @@ class ActivationPoint:
         members: values whose statistics decide the grid; usually just `value`.
         bounds: analytic limits where these replace the observed range.
         constant: the value is a stored tensor, not a computed one.
+        holds: a positive number that is to be a level of its grid.
     """
 
     value: str
@@ -45,6 +47,7 @@ class ActivationPoint:
     members: tuple[str, ...] = ()
     bounds: tuple[float, float] | None = None
     constant: bool = False
+    holds: float | None = None
 
     @property
     def rule(self) -> ActivationRule:
@@ -113,13 +116,19 @@ class _Planner:
             for output in self.graph.outputs():
                 root = self._root(output)
                 producer = self.found.get(root)
-                self._demand(root, self._rule(producer.op if producer else None))
+                self._demand(root, self._rule(self._computing(producer).op if producer else None))
         ties = self._ties(nodes)
         activations = self._activations(nodes, ties)
         return Placement(activations=activations, weights=self._weights(nodes), notes=tuple(self.notes))
 
     def _rule(self, role: OpRole | None) -> OpRule:
         return self.target.defaults if role is None else self.target.rule(role.kind, role.name)
+
+    def _computing(self, node: GraphNode) -> GraphNode:
+        """The operator whose rule counts for a value: a shift is part of the one before it."""
+        while SHIFT in node.node.meta:
+            node = self.found[node.data[0]]
+        return node
 
     def _root(self, node: fx.Node) -> fx.Node:
         """The value whose grid `node` lives on: back through operations that only move values."""
@@ -133,7 +142,7 @@ class _Planner:
         role = node.op
         if role is None or role.preserving or node.node in self.inside or not node.is_float:
             return
-        rule = self._rule(role)
+        rule = self._rule(self._computing(node).op)
         if role.kind == "input":
             if self.target.quantize_model_inputs:
                 self.drafts[node.node] = _Draft(rule)
@@ -206,11 +215,12 @@ class _Planner:
             alone = owner is node and len(members) == 1
             points[self._name(node)] = ActivationPoint(
                 value=self._name(node),
-                op_rule=draft.op_rule,
+                op_rule=_unsigned(draft.op_rule) if alone and UNSIGNED in node.meta else draft.op_rule,
                 same_as=self._name(owner) if owner is not node else None,
                 members=tuple(self._name(value) for value in members) if owner is node else (),
                 bounds=role.bounds if alone and role is not None and role.name in _ANALYTIC else None,
                 constant=node.op == "get_attr",
+                holds=(node.meta.get(UNSIGNED) or None) if alone else None,
             )
         return points
 
@@ -237,6 +247,13 @@ class _Planner:
                 bias_bits=rule.bias_bits,
             )
         return points
+
+
+def _unsigned(rule: OpRule) -> OpRule:
+    """The rule with unsigned codes, where it leaves their sign to the data."""
+    if rule.activations.signed is not None:
+        return rule
+    return rule.model_copy(update={"activations": rule.activations.model_copy(update={"signed": False})})
 
 
 def correctable_layers(graph: Graph, placement: Placement) -> dict[str, WeightPoint]:

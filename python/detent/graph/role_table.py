@@ -13,6 +13,7 @@ from torch import fx
 
 from detent.graph import macs
 from detent.graph.roles import OpRole, argument, first_argument, register
+from detent.graph.shifts import FILL
 
 __all__ = ["BLOCKING"]
 
@@ -252,10 +253,10 @@ for _name in ("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "grid_sampler
 
 
 def _pad(node: fx.Node, role: OpRole) -> OpRole:
-    # Zero is on every grid; any other filling is a value of its own.
+    # Zero is on every grid, and so is what stands for it in a shifted value; any other filling is a value of its own.
     constant = role.name == "constant_pad_nd" or argument(node, "mode") == "constant"
     value = argument(node, "value") if constant else 0
-    return replace(role, preserving=value is None or value == 0)
+    return replace(role, preserving=value is None or value == 0 or FILL in node.meta)
 
 
 register("pad", OpRole(name="pad", kind="pad", refine=_pad))

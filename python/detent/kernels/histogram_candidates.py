@@ -16,7 +16,20 @@ import numpy.typing as npt
 
 from detent._registry import unknown_name
 
-__all__ = ["GridErrors", "HistogramSearch", "Metric", "SearchGrid", "Sides", "SplitHistogram", "search_grids"]
+__all__ = [
+    "OCTAVES",
+    "EvaluatorFactory",
+    "GridErrors",
+    "HistogramSearch",
+    "Metric",
+    "SearchGrid",
+    "Sides",
+    "SplitHistogram",
+    "evaluate",
+    "power_of_two_above",
+    "search_grids",
+    "threshold_edges",
+]
 
 SearchGrid = Literal["power_of_two", "symmetric", "uniform"]
 Metric = Literal["noclipping", "mse", "mae", "lp", "kl", "hmse"]
@@ -149,16 +162,12 @@ def search_grids(
     signed: bool,
     narrow_range: bool,
     min_threshold: float,
+    holding: float | None,
 ) -> list[HistogramSearch]:
     """Search every bit width on a checked histogram, with errors from `evaluator(sides, metric, p)`."""
     if grid not in get_args(SearchGrid):
         raise unknown_name("grid", grid, get_args(SearchGrid))
-    if metric not in get_args(Metric):
-        raise unknown_name("metric", metric, get_args(Metric))
-    kernel_metric, power = _kernel_metric(metric, p)
-    errors = evaluator(histogram.sides, kernel_metric, power)
-    # Kullback-Leibler divergence has no unit; the other errors are powers of a length.
-    factor = (1.0 if metric == "kl" else histogram.width**power) / histogram.total
+    errors, factor = evaluate(evaluator, histogram, metric, p)
     results = []
     for n in bits:
         if grid == "uniform":
@@ -167,10 +176,22 @@ def search_grids(
             result = replace(found, signed=signed)
         else:
             result = _search_thresholds(
-                errors, histogram, n, grid, metric == "noclipping", signed, narrow_range, min_threshold
+                errors, histogram, n, grid, metric == "noclipping", signed, narrow_range, min_threshold, holding
             )
         results.append(replace(result, errors=result.errors * factor))
     return results
+
+
+def evaluate(
+    evaluator: EvaluatorFactory, histogram: SplitHistogram, metric: Metric, p: float
+) -> tuple[GridErrors, float]:
+    """Summed errors of grids on a histogram, and the factor that makes them means in the data's own unit."""
+    if metric not in get_args(Metric):
+        raise unknown_name("metric", metric, get_args(Metric))
+    name, power = _kernel_metric(metric, p)
+    # Kullback-Leibler divergence has no unit; the other errors are powers of a length.
+    factor = (1.0 if metric == "kl" else histogram.width**power) / histogram.total
+    return evaluator(histogram.sides, name, power), factor
 
 
 def _kernel_metric(metric: Metric, p: float) -> tuple[str, float]:
@@ -192,6 +213,7 @@ def _search_thresholds(
     signed: bool,
     narrow_range: bool,
     min_threshold: float,
+    holding: float | None,
 ) -> HistogramSearch:
     half = 1 << (bits - signed)
     negative_levels = half - narrow_range if signed else 0
@@ -202,9 +224,10 @@ def _search_thresholds(
         thresholds = unclipped * 2.0 ** np.arange(-OCTAVES, 2)
     else:
         absmax_bins = max(histogram.sides.positive_end, histogram.sides.negative_end if signed else 0.0)
-        # The outermost positive level is one step short of the threshold.
-        edges = _edges(absmax_bins, half / (half - 1) if half > 1 else 1.0, _spare(half))
+        edges = threshold_edges(absmax_bins, half)
         thresholds = np.append(edges * histogram.width, [absmax_bins * histogram.width, unclipped])
+    if holding is not None:
+        thresholds = _holding(thresholds, holding, half, grid, noclipping)
     # A threshold is stored as float32; rounding moves only a largest magnitude that was given in double precision.
     thresholds = thresholds[(thresholds >= min_threshold) & (thresholds <= _FLOAT32_MAX)].astype(np.float32)
     thresholds = np.unique(thresholds).astype(np.float64)
@@ -212,6 +235,19 @@ def _search_thresholds(
     return HistogramSearch(
         bits=bits, signed=signed, thresholds=thresholds, lowers=None, uppers=None, errors=sums, best=int(sums.argmin())
     )
+
+
+def _holding(thresholds: DoubleVector, value: float, levels: int, grid: SearchGrid, noclipping: bool) -> DoubleVector:
+    """Thresholds whose grid has `value` as a level, in the range of those given or up to twice as wide, as the next one
+    may be that far; those given if there are none."""
+    if grid == "power_of_two":
+        steps = value * levels / thresholds
+        kept = thresholds[(steps == np.rint(steps)) & (steps >= 1) & (steps < levels)]
+    else:
+        having = value * levels / np.arange(levels - 1.0, 0.0, -1.0)
+        kept = having[having >= thresholds.min()]
+        kept = kept[:1] if noclipping else kept[kept <= 2 * thresholds.max()]
+    return kept if len(kept) else thresholds
 
 
 def _unclipped_threshold(
@@ -222,7 +258,7 @@ def _unclipped_threshold(
     positive = histogram.sides.positive_end * histogram.width
     negative = histogram.sides.negative_end * histogram.width if signed else 0.0
     if grid == "power_of_two":
-        return _power_of_two_above(max(positive, negative, min_threshold))
+        return power_of_two_above(max(positive, negative, min_threshold))
     stretch = half / (half - 1)
     reach = max(positive * stretch, negative * (stretch if narrow_range else 1.0), min_threshold)
     with np.errstate(over="ignore"):
@@ -232,7 +268,8 @@ def _unclipped_threshold(
     return min(float(threshold), _FLOAT32_MAX)
 
 
-def _power_of_two_above(value: float) -> float:
+def power_of_two_above(value: float) -> float:
+    """The smallest power of two that is not below a positive value and that float32 holds."""
     mantissa, exponent = math.frexp(value)
     return float(2.0 ** min(exponent - (mantissa == 0.5), 127))
 
@@ -243,12 +280,15 @@ def _spare(levels: int) -> float:
     return min(1 + 8 / levels, MOST_SPARE) if levels <= SPARE_LEVELS else 1.0
 
 
-def _edges(absmax_bins: float, stretch: float, spare: float) -> DoubleVector:
-    """Bin edges from LEAST_SHARE to `stretch * spare` of the largest magnitude; all from DENSE_FROM to `stretch`."""
+def threshold_edges(absmax_bins: float, levels: int) -> DoubleVector:
+    """Bin edges worth trying as thresholds of so many levels: all from DENSE_FROM of the largest magnitude to where
+    nothing is clipped, sparser ones down to LEAST_SHARE and, with few levels, beyond the data."""
+    # The outermost positive level is one step short of the threshold.
+    stretch = levels / (levels - 1) if levels > 1 else 1.0
     dense_from, dense_to = max(1, math.ceil(DENSE_FROM * absmax_bins)), math.ceil(stretch * absmax_bins)
     dense = np.arange(dense_from, dense_to, dtype=np.float64)
     below = int(math.log(DENSE_FROM / LEAST_SHARE) / math.log(SPARSE_RATIO))
-    beyond = int(math.log(spare) / math.log(SPARE_RATIO))
+    beyond = int(math.log(_spare(levels)) / math.log(SPARE_RATIO))
     sparse = np.rint(dense_from * SPARSE_RATIO ** -np.arange(below + 1.0))
     wide = np.rint(dense_to * SPARE_RATIO ** np.arange(beyond + 1.0))
     return np.concatenate([sparse[sparse >= 1], dense, wide])

@@ -24,7 +24,15 @@ from detent.kernels.histogram_candidates import (
     search_grids,
 )
 
-__all__ = ["HistogramSearch", "Metric", "SearchGrid", "search_histogram"]
+__all__ = [
+    "HistogramSearch",
+    "Metric",
+    "SearchGrid",
+    "check_options",
+    "kernel_errors",
+    "search_histogram",
+    "split_histogram",
+]
 
 LEAST_POWER = 1.0
 MOST_POWER = 6.0
@@ -48,6 +56,7 @@ def search_histogram(
     std: float | None = None,
     narrow_range: bool = False,
     min_threshold: float = 2.0**-16,
+    holding: float | None = None,
 ) -> list[HistogramSearch]:
     """Find the grid that loses least on the data a histogram stands for, for each bit width.
 
@@ -80,6 +89,8 @@ def search_histogram(
         std: likewise.
         narrow_range: drop the lowest code (signed power-of-two and symmetric grids).
         min_threshold: smallest threshold, or width of a uniform range.
+        holding: a positive number that is to be a level: only grids that have it are tried, if there are any. For
+            power-of-two and symmetric grids.
 
     Returns:
         One search per entry of `bits`.
@@ -106,6 +117,7 @@ def search_histogram(
         std=std,
         narrow_range=narrow_range,
         min_threshold=min_threshold,
+        holding=holding,
     )
 
 
@@ -142,15 +154,26 @@ def search_with(
     std: float | None,
     narrow_range: bool,
     min_threshold: float,
+    holding: float | None,
 ) -> list[HistogramSearch]:
     """`search_histogram` with the errors of grids from `evaluator`: the kernel or its twin."""
-    mass = _check_counts(as_array(counts, "counts"))
-    _check_numbers(width, minimum, maximum, zeros, p, z_threshold, min_threshold)
-    mass, zeros = _drop_outliers(mass, first_bin, width, zeros, z_threshold, mean, std)
-    histogram = _split(mass, first_bin, width, minimum, maximum, zeros)
+    check_options(p, min_threshold)
+    histogram = split_histogram(
+        counts,
+        first_bin,
+        width,
+        minimum=minimum,
+        maximum=maximum,
+        zeros=zeros,
+        z_threshold=z_threshold,
+        mean=mean,
+        std=std,
+    )
     if signed is None:
         signed = histogram.sides.negative_end > 0
     _check_bits(bits, signed and grid != "uniform")
+    if holding is not None and not (grid != "uniform" and math.isfinite(holding) and holding > 0):
+        raise ConfigError(f"`holding` is a positive number for power_of_two and symmetric grids, got {holding!r}")
     if narrow_range and not (signed and grid != "uniform"):
         raise ConfigError("`narrow_range` is for signed power_of_two and symmetric grids")
     return search_grids(
@@ -163,7 +186,32 @@ def search_with(
         signed=signed,
         narrow_range=narrow_range,
         min_threshold=min_threshold,
+        holding=holding,
     )
+
+
+def split_histogram(
+    counts: ArrayLike,
+    first_bin: int,
+    width: float,
+    *,
+    minimum: float,
+    maximum: float,
+    zeros: float,
+    z_threshold: float,
+    mean: float | None,
+    std: float | None,
+) -> SplitHistogram:
+    """A checked histogram without its outliers, as magnitudes on both sides of zero; arguments as `search_histogram`.
+
+    Raises:
+        TypeError: counts are not int64 or float64.
+        ValueError: an empty, negative or non-finite histogram.
+    """
+    mass = _check_counts(as_array(counts, "counts"))
+    _check_extent(width, minimum, maximum, zeros, z_threshold)
+    mass, zeros = _drop_outliers(mass, first_bin, width, zeros, z_threshold, mean, std)
+    return _split(mass, first_bin, width, minimum, maximum, zeros)
 
 
 def _check_counts(counts: npt.NDArray[Any]) -> DoubleVector:
@@ -179,19 +227,21 @@ def _check_counts(counts: npt.NDArray[Any]) -> DoubleVector:
     return mass
 
 
-def _check_numbers(
-    width: float, minimum: float, maximum: float, zeros: float, p: float, z_threshold: float, min_threshold: float
-) -> None:
+def _check_extent(width: float, minimum: float, maximum: float, zeros: float, z_threshold: float) -> None:
     if not (math.isfinite(width) and width > 0 and math.frexp(width)[0] == 0.5):
         raise ValueError(f"width must be a power of two, got {width!r}")
     if not (math.isfinite(minimum) and math.isfinite(maximum) and minimum <= maximum):
         raise ValueError(f"need finite minimum <= maximum, got {minimum!r} and {maximum!r}")
     if not (math.isfinite(zeros) and zeros >= 0):
         raise ValueError(f"zeros must be finite and not negative, got {zeros!r}")
-    if not LEAST_POWER <= p <= MOST_POWER:
-        raise ConfigError(f"p must be in {LEAST_POWER}..{MOST_POWER}, got {p!r}")
     if not z_threshold > 0:
         raise ConfigError(f"z_threshold must be positive, got {z_threshold!r}")
+
+
+def check_options(p: float, min_threshold: float) -> None:
+    """Refuse a power or a least threshold that no search takes; raises `ConfigError`."""
+    if not LEAST_POWER <= p <= MOST_POWER:
+        raise ConfigError(f"p must be in {LEAST_POWER}..{MOST_POWER}, got {p!r}")
     if not 0 < min_threshold <= float(np.finfo(np.float32).max):
         raise ConfigError(f"min_threshold must be a positive float32 number, got {min_threshold!r}")
 

@@ -14,8 +14,9 @@ import detent.graph.operators  # noqa: F401  (registers torch.ops.detent)
 from detent.errors import ConfigError
 from detent.graph import Graph, GraphNode
 from detent.graph.placement import WeightPoint, per_bias_entry, place
-from detent.graph.roles import argument
-from detent.kernels.quantize import lut_quantize, quantize
+from detent.graph.roles import argument, argument_names
+from detent.graph.shifts import FILL
+from detent.kernels.quantize import fake_quantize, lut_fake_quantize, lut_quantize, quantize
 from detent.quantized.check import check_plan
 from detent.quantized.editor import GraphEditor
 from detent.quantized.model import QuantizedModel
@@ -55,6 +56,9 @@ def assemble(graph: Graph, plan: QuantPlan, *, trainable: bool = False) -> Quant
             assembly.quantize_constant(value, grid)
         elif grid is not None:
             assembly.quantize_activation(nodes[value].node, value, grid)
+    for node in graph.nodes():
+        if FILL in node.node.meta:
+            assembly.quantize_fill(node)
     return QuantizedModel(
         assembly.editor.finish(),
         plan,
@@ -197,6 +201,23 @@ class _Assembly:
         quantized.meta = dict(value_node.meta)
         for user in users:
             user.replace_input_with(value_node, quantized)
+
+    def quantize_fill(self, node: GraphNode) -> None:
+        """Put the number that a padding stands beside shifted values with on their grid."""
+        source = node
+        while source.preserving and source.name not in self.plan.activations:
+            source = self.graph.find(self.graph.name_of(source.data[0]))
+        grid = self.plan.activation_grid(source.name) if source.name in self.plan.activations else None
+        if grid is None:
+            return
+        number = np.array([argument(node.node, "value")], np.float32)
+        if grid.table is None:
+            (filling,) = fake_quantize(number, grid.scale, grid.zero_point, grid.qmin, grid.qmax)
+        else:
+            (filling,) = lut_fake_quantize(number, grid.scale, grid.table)
+        call = self.editor.copies[node.node]
+        given = {name: argument(call, name) for name in argument_names(call)}
+        call.args, call.kwargs = tuple({**given, "value": float(filling)}.values()), {}
 
     def _fake_quantize(self, anchor: fx.Node, node: fx.Node, path: str, grid: Grid) -> fx.Node:
         scale = self.editor.store(f"{path}_scale", grid.scale)

@@ -83,6 +83,7 @@ def _plan_activation(
         mean=observed.mean,
         std=observed.std,
         min_threshold=config.min_threshold,
+        holding=None if point.rule.kind == "uniform" else point.holds,
     )
     return TensorPlan(grid=_found_grid(point.rule.kind, found), error=found.error, metric=config.activation_metric)
 

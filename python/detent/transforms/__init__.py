@@ -11,6 +11,7 @@ from detent.transforms.equalize_activations import equalize_activations
 from detent.transforms.fold_batch_norm import fold_batch_norm
 from detent.transforms.fold_forward import fold_forward
 from detent.transforms.restore_norms import restore_norms
+from detent.transforms.shift_negative import require_unsigned_codes, shift_negative
 from detent.transforms.shift_softmax import shift_softmax
 from detent.transforms.smooth import smooth
 from detent.transforms.split_attention import split_attention
@@ -24,7 +25,9 @@ __all__ = [
     "equalize_layers",
     "fold_batch_norm",
     "fold_forward",
+    "require_unsigned_codes",
     "restore_norms",
+    "shift_negative",
     "shift_softmax",
     "smooth",
     "split_attention",

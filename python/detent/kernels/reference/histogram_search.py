@@ -45,6 +45,7 @@ def search_histogram(
     std: float | None = None,
     narrow_range: bool = False,
     min_threshold: float = 2.0**-16,
+    holding: float | None = None,
 ) -> list[HistogramSearch]:
     """`detent.kernels.histogram_search.search_histogram` with errors by definition; the same arguments and results."""
     return search_with(
@@ -65,6 +66,7 @@ def search_histogram(
         std=std,
         narrow_range=narrow_range,
         min_threshold=min_threshold,
+        holding=holding,
     )
 
 
