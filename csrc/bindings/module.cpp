@@ -10,6 +10,7 @@ void register_error(pybind11::module_& module);
 void register_statistics(pybind11::module_& module);
 void register_histogram_search(pybind11::module_& module);
 void register_weight_search(pybind11::module_& module);
+void register_codebook_search(pybind11::module_& module);
 }  // namespace detent::bindings
 
 PYBIND11_MODULE(_core, module) {
@@ -21,4 +22,5 @@ PYBIND11_MODULE(_core, module) {
   detent::bindings::register_statistics(module);
   detent::bindings::register_histogram_search(module);
   detent::bindings::register_weight_search(module);
+  detent::bindings::register_codebook_search(module);
 }

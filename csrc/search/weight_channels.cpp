@@ -14,31 +14,6 @@
 namespace detent {
 namespace {
 
-// Copies row `row` in C order of its logical axes, whatever the strides.
-void gather(const WeightView& view, int64_t row, float* to) {
-  const float* from = view.data;
-  for (int axis = view.channel_axes - 1; axis >= 0; --axis) {
-    from += row % view.extent[axis] * view.stride[axis];
-    row /= view.extent[axis];
-  }
-  const int last = view.axes - 1;
-  if (last < view.channel_axes) {
-    *to = *from;
-    return;
-  }
-  std::vector<int64_t> index(static_cast<size_t>(view.axes), 0);
-  for (int64_t done = 0; done < view.size; done += view.extent[last]) {
-    for (int64_t i = 0; i < view.extent[last]; ++i) *to++ = from[i * view.stride[last]];
-    for (int axis = last - 1; axis >= view.channel_axes; --axis) {
-      const auto a = static_cast<size_t>(axis);
-      from += view.stride[axis];
-      if (++index[a] < view.extent[axis]) break;
-      from -= view.stride[axis] * view.extent[axis];
-      index[a] = 0;
-    }
-  }
-}
-
 struct AlignedFree {
   void operator()(void* memory) const { std::free(memory); }
 };
@@ -67,8 +42,8 @@ struct Walk {
     std::vector<float> x(static_cast<size_t>(values.size));
     std::vector<float> h(importance ? static_cast<size_t>(values.size) : 0);
     for (int64_t row = begin; row < end; ++row) {
-      gather(values, row, x.data());
-      if (importance) gather(*importance, row, h.data());
+      gather_row(values, row, x.data());
+      if (importance) gather_row(*importance, row, h.data());
       status[static_cast<size_t>(row)] =
           table.search(spec, {x.data(), importance ? h.data() : nullptr, values.size, scratch.get(), result.first + row,
                               result.second ? result.second + row : nullptr, result.error + row, values.channels});
@@ -77,6 +52,30 @@ struct Walk {
 };
 
 }  // namespace
+
+void gather_row(const WeightView& view, int64_t row, float* to) {
+  const float* from = view.data;
+  for (int axis = view.channel_axes - 1; axis >= 0; --axis) {
+    from += row % view.extent[axis] * view.stride[axis];
+    row /= view.extent[axis];
+  }
+  const int last = view.axes - 1;
+  if (last < view.channel_axes) {
+    *to = *from;
+    return;
+  }
+  std::vector<int64_t> index(static_cast<size_t>(view.axes), 0);
+  for (int64_t done = 0; done < view.size; done += view.extent[last]) {
+    for (int64_t i = 0; i < view.extent[last]; ++i) *to++ = from[i * view.stride[last]];
+    for (int axis = last - 1; axis >= view.channel_axes; --axis) {
+      const auto a = static_cast<size_t>(axis);
+      from += view.stride[axis];
+      if (++index[a] < view.extent[axis]) break;
+      from -= view.stride[axis] * view.extent[axis];
+      index[a] = 0;
+    }
+  }
+}
 
 void search_weights(const WeightView& values, const WeightView* importance, const WeightSearchSpec& spec,
                     int64_t groups, const WeightSearchResult& result) {

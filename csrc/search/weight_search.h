@@ -23,11 +23,10 @@
 
 #include <cstdint>
 
+#include "search/weight_view.h"
 #include "support/isa.h"
 
 namespace detent {
-
-constexpr int kMostAxes = 34;  // NumPy's 32, the group axis, and one to spare
 
 enum class WeightMetric { kNoClipping, kMse, kMae, kLp, kHmse };
 enum class WeightGrid { kPowerOfTwo, kSymmetric, kUniform };
@@ -41,17 +40,6 @@ struct WeightSearchSpec {
   double min_threshold = 0x1p-16;
   const int* bits = nullptr;
   int widths = 0;
-};
-
-// An array read as rows that share a grid, through any strides.
-struct WeightView {
-  const float* data = nullptr;
-  int64_t channels = 1;  // rows: channels x groups
-  int64_t size = 0;      // elements per row
-  int channel_axes = 0;  // the first axes index rows, the rest the elements of a row, both in C order
-  int axes = 0;
-  int64_t extent[kMostAxes] = {};
-  int64_t stride[kMostAxes] = {};  // in elements
 };
 
 // Results of row c at width w are at [w * channels + c]: the threshold, or the lower and the upper limit, and the

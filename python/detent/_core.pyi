@@ -104,6 +104,19 @@ def search_weights(
     exact: bool,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None, npt.NDArray[np.float64]]: ...
 
+# bind_codebook_search.cpp
+def search_codebook(
+    w: npt.NDArray[Any],
+    bits: int,
+    power_of_two: bool,
+    shared: bool,
+    axis: int | None,
+    weights: npt.NDArray[Any] | None,
+    starts: npt.NDArray[np.float32],
+    keep_thresholds: bool,
+    min_threshold: float,
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float64]]: ...
+
 # bind_error.cpp
 def tensor_error(
     x: _Array,

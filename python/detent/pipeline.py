@@ -25,7 +25,7 @@ from detent.records.plan import QuantPlan
 from detent.records.statistics import Statistics
 from detent.statistics import Keeping, calibrate, first_batch, first_samples
 from detent.targets import Target, load_target, target_names
-from detent.thresholds import avoid_ties, make_room_for_biases, search_grids
+from detent.thresholds import avoid_ties, make_room_for_biases, notes_on_groups, search_grids
 from detent.transforms import (
     absorb_high_biases,
     bound_relu6,
@@ -168,6 +168,7 @@ def plan(
     placement = place(graph, chip)
     activations, weights = search_grids(graph, placement, stats, chip, settings)
     weights, notes = make_room_for_biases(graph, placement, activations, weights)
+    notes += notes_on_groups(graph, placement, weights, settings.weights_group_size)
     if settings.tie_free:
         weights = avoid_ties(graph, placement, activations, weights)
     corrections: dict[str, BiasCorrection] = {}

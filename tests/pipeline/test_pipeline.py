@@ -171,8 +171,7 @@ def test_float_entries_stay_in_float(graph: detent.Graph, stats: detent.Statisti
         ("weights", "head", {"threshold": [1.0, 2.0]}, "10 channels"),
         ("weights", "head", {"axis": 1}, "channel axis"),
         ("weights", "head", {"narrow_range": False}, "narrow_range"),
-        ("weights", "head", {"group_size": 3}, "does not divide the 8 input channels"),
-        ("weights", "head", {"group_size": 4}, "10 channels of 2 groups each, the plan 10 thresholds"),
+        ("weights", "head", {"group_size": 4}, "offers groups of 16, 32, 64, 128 for this kernel"),
         ("activations", "head", {"signed": True}, "unsigned"),
         ("activations", "head", {"bits": 3}, "offers"),
         ("activations", "head", {"axis": 1, "lower": [-1.0], "upper": [1.0]}, "axis"),
@@ -240,7 +239,10 @@ def test_a_bias_step_that_is_no_float_names_the_layer(
 def test_kernels_in_groups_work_in_an_edited_plan(
     graph: detent.Graph, stats: detent.Statistics, images: Tensor, tmp_path: Path
 ) -> None:
-    plan = detent.plan(graph, stats, target="onnxruntime")
+    plan = detent.plan(graph, stats, target="default")
+    for size, message in ((3, "does not divide the 8 input channels"), (4, "2 groups each, the plan 10 thresholds")):
+        with pytest.raises(ConfigError, match=message):
+            detent.apply(graph, edit(plan, "weights", "head", group_size=size))
     kernel = graph.module.get_parameter("head.weight").detach()
     thresholds = kernel.reshape(10, 2, 4).abs().amax(2).flatten().tolist()
     edited = edit(plan, "weights", "head", group_size=4, threshold=thresholds)

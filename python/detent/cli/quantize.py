@@ -22,6 +22,10 @@ def quantize(
     z_threshold: Annotated[float | None, typer.Option(help="Ignore values this many deviations out.")] = None,
     weights_bits: Annotated[int | None, typer.Option(help="Code width of all kernels.")] = None,
     activation_bits: Annotated[int | None, typer.Option(help="Code width of all activations.")] = None,
+    weights_grid: Annotated[
+        str | None, typer.Option(help="power_of_two, symmetric, uniform, lut or lut_power_of_two.")
+    ] = None,
+    weights_group_size: Annotated[int | None, typer.Option(help="Input channels that share a step.")] = None,
     weight_search: Annotated[str | None, typer.Option(help="exact or grid.")] = None,
     equalization: Annotated[str | None, typer.Option(help="none, activations or cross_layer.")] = None,
     shift_negative: Annotated[
@@ -42,6 +46,8 @@ def quantize(
         "z_threshold": z_threshold,
         "weights_bits": weights_bits,
         "activation_bits": activation_bits,
+        "weights_grid": weights_grid,
+        "weights_group_size": weights_group_size,
         "weight_search": weight_search,
         "equalization": equalization,
         "shift_negative": shift_negative,

@@ -73,7 +73,13 @@ def _weights(rule: OpRule) -> str:
     if weights is None:
         return "float"
     scope = "per channel" if weights.per_channel else "per tensor"
-    return f"{weights.kind} {_widths(weights.bits)} {scope}"
+    words = [f"{' or '.join((weights.kind, *weights.other_kinds))} {_widths(weights.bits)} {scope}"]
+    if weights.codebook_bits:
+        words.append(f"codebooks {_widths(weights.codebook_bits)}")
+    if weights.group_sizes:
+        sizes = weights.group_sizes if weights.group_sizes == "any" else _widths(weights.group_sizes)
+        words.append(f"groups of {sizes}")
+    return ", ".join(words)
 
 
 def _activations(rule: OpRule) -> str:

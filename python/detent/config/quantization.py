@@ -10,10 +10,11 @@ from pydantic import Field, ValidationError, model_validator
 from detent._validation import FrozenModel, config_error
 from detent.errors import ConfigError
 
-__all__ = ["ActivationMetric", "QuantizationConfig", "WeightsMetric"]
+__all__ = ["ActivationMetric", "QuantizationConfig", "WeightsGrid", "WeightsMetric"]
 
 ActivationMetric = Literal["noclipping", "mse", "mae", "lp", "kl"]
 WeightsMetric = Literal["noclipping", "mse", "mae", "lp", "kl"]
+WeightsGrid = Literal["power_of_two", "symmetric", "uniform", "lut", "lut_power_of_two"]
 
 
 class QuantizationConfig(FrozenModel):
@@ -28,6 +29,10 @@ class QuantizationConfig(FrozenModel):
         min_threshold: least clipping limit a search may choose, in units of the tensor.
         weights_bits: code width of all kernels; None takes the target's first.
         activation_bits: code width of all activations; None takes the target's first.
+        weights_grid: kind of grid of all kernels; None takes the target's own. `"lut"` is a codebook of 8-bit values
+            for each kernel with a threshold a channel, `"lut_power_of_two"` one whose thresholds are powers of two.
+        weights_group_size: input channels of a kernel that share a step; None for one step a channel. A kernel whose
+            input channels it does not divide keeps one step a channel, and a note names it.
         weight_search: `"exact"` finds the global optimum over all thresholds (mean squared error on symmetric grids,
             every other case searches a dense grid anyway); `"grid"` always searches the dense grid, which is faster.
         tie_free: move kernel thresholds by at most one part in 4096 so that no accumulator lies halfway between two
@@ -58,6 +63,8 @@ class QuantizationConfig(FrozenModel):
     min_threshold: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0**-16
     weights_bits: Annotated[int, Field(ge=2, le=16)] | None = None
     activation_bits: Annotated[int, Field(ge=1, le=16)] | None = None
+    weights_grid: WeightsGrid | None = None
+    weights_group_size: Annotated[int, Field(ge=1)] | None = None
     weight_search: Literal["exact", "grid"] = "exact"
     tie_free: bool = True
     linear_collapsing: bool = True
@@ -84,6 +91,17 @@ class QuantizationConfig(FrozenModel):
             raise ConfigError(
                 f"`p` must be at least 1 for activations, got {self.p:g}", remedy="0.5 to 1 is for `weights_metric`"
             )
+        if self.weights_grid in ("lut", "lut_power_of_two"):
+            if self.weights_metric != "mse":
+                raise ConfigError(
+                    f"codebooks are searched by squared error, `weights_metric` is {self.weights_metric!r}",
+                    remedy="use weights_metric='mse', or another `weights_grid`",
+                )
+            if self.weights_group_size is not None:
+                raise ConfigError(
+                    "a codebook has one threshold a channel, none for each group",
+                    remedy="leave out `weights_group_size`, or use another `weights_grid`",
+                )
         return self
 
     @classmethod

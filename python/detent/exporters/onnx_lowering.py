@@ -69,7 +69,8 @@ def fold_weight_transposes(graph: OnnxGraph) -> None:
     for node in graph.nodes:
         users = consumers.get(node.output[0], [])
         alone = len(users) == 1 and node.output[0] not in graph.outputs
-        if node.domain == DOMAIN and node.op_type == "Dequantize" and alone and users[0].op_type == "Transpose":
+        stored = node.domain == DOMAIN and node.op_type in ("Dequantize", "LutDequantize")
+        if stored and alone and users[0].op_type == "Transpose":
             moved[users[0].output[0]] = _transposed(graph, node, _attributes(users[0])["perm"], users[0].output[0])
         elif node.output[0] in moved:
             kept.append(moved[node.output[0]])
@@ -91,7 +92,7 @@ def _transposed(graph: OnnxGraph, node: Any, perm: list[int], output: str) -> An
             attributes["group_axis"] = perm.index(_group_axis(axis))
         attributes["axis"] = perm.index(axis)
     name = graph.constant(f"{node.input[0]}_transposed", np.transpose(codes, perm))
-    return helper.make_node("Dequantize", [name, *node.input[1:]], [output], domain=DOMAIN, **attributes)
+    return helper.make_node(node.op_type, [name, *node.input[1:]], [output], domain=DOMAIN, **attributes)
 
 
 def _lower_activation(graph: OnnxGraph, node: Any, quantizer: Quantizer) -> list[Any]:
@@ -190,7 +191,10 @@ def _lower_weight(graph: OnnxGraph, node: Any, quantizer: Quantizer) -> list[Any
 
 
 def _lower_lut_weight(graph: OnnxGraph, node: Any, quantizer: Quantizer) -> list[Any]:
-    """`Mul(Gather(table, codes), scale)`: codes stay integers, the codebook stays small."""
+    """`DequantizeLinear(Gather(table, codes))`: codes keep their width, and integer kernels take the int8 values.
+
+    A codebook of other numbers than int8 ones becomes `Mul(Gather(table, codes), scale)`.
+    """
     attributes = _attributes(node)
     axis = attributes.get("axis")
     if attributes.get("group_size") is not None:
@@ -202,18 +206,26 @@ def _lower_lut_weight(graph: OnnxGraph, node: Any, quantizer: Quantizer) -> list
     codes, scale, table = _codes(graph, node, quantizer), graph.array(node.input[1]), graph.array(node.input[2])
     if scale is None or table is None:
         raise ExportError("scale or codebook of a weight is computed", where=quantizer.where)
-    shape = [-1 if dim == axis else 1 for dim in range(codes.ndim)] if axis is not None else []
-    stem, integer, real = quantizer.name, _kind("int32"), _kind("float")
+    axis = None if axis is None else axis % codes.ndim
+    whole = bool(np.all((np.rint(table) == table) & (table >= -128) & (table <= 127)))
+    stem, integer = quantizer.name, _kind("int32")
+    entries, kind = (table.astype(np.int8), _kind("int8")) if whole else (table, _kind("float"))
     storage = _weight_storage(codes, np.zeros(1, np.int32), quantizer)
     stored = graph.constant(f"{stem}_codes", codes, kind=_kind(storage), share=True)
-    codebook = graph.constant(f"{stem}_table", table, share=True)
-    steps = graph.constant(f"{stem}_scale", scale.reshape(shape), share=True)
+    codebook = graph.constant(f"{stem}_table", entries, share=True)
     index, entry = graph.fresh(f"{stem}_index"), graph.fresh(f"{stem}_entry")
-    return [
+    nodes = [
         graph.node("Cast", [stored], index, kind=integer, to=integer),
-        graph.node("Gather", [codebook, index], entry, kind=real),
-        graph.node("Mul", [entry, steps], node.output[0], kind=real),
+        graph.node("Gather", [codebook, index], entry, kind=kind),
     ]
+    real, output = _kind("float"), node.output[0]
+    if not whole:
+        shape = [-1 if dim == axis else 1 for dim in range(codes.ndim)] if axis is not None else []
+        steps = graph.constant(f"{stem}_scale", scale.reshape(shape), share=True)
+        return [*nodes, graph.node("Mul", [entry, steps], output, kind=real)]
+    steps = graph.constant(f"{stem}_scale", scale.reshape(()) if axis is None else scale, share=axis is not None)
+    zero = _zero_point(graph, stem, np.zeros(() if axis is None else scale.shape, np.int32), "int8")
+    return [*nodes, graph.node("DequantizeLinear", [entry, steps, zero], output, kind=real, axis=axis)]
 
 
 def _attributes(node: Any) -> dict[str, Any]:

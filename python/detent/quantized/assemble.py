@@ -162,7 +162,7 @@ class _Assembly:
         input_grid = None if source is None else self.plan.activation_grid(source)
         if self.trainable or kernel is None or input_grid is None:
             return None
-        if kernel.group_size is not None or kernel.table is not None:
+        if not kernel.has_bias_step:
             return None
         return per_bias_entry(_accumulator_steps(input_grid, kernel, node.name), channels)
 

@@ -11,7 +11,7 @@ from detent.errors import ConfigError
 from detent.graph import Graph
 from detent.graph.placement import Placement, WeightPoint, correctable_layers
 from detent.graph.shapes import concrete_shape
-from detent.records.grid import Grid
+from detent.records.grid import LUT_STEPS, Grid
 from detent.records.plan import QuantPlan, TensorPlan
 from detent.targets import OpRule, Target
 
@@ -47,14 +47,19 @@ def check_plan(graph: Graph, plan: QuantPlan, placement: Placement, target: Targ
         if grid is not None:
             if grid.axis is not None:
                 raise ConfigError("activations have one grid for the whole tensor, remove `axis`", where=value)
-            _check_offered(grid, point.rule.kind, point.rule.bits, value, target)
+            _check_width(grid.bits, point.rule.bits, value, target)
+            _check_kind(grid.kind, point.rule.kinds, value, target)
             _check_sign(grid, point.rule.signed, value, target)
             if point.same_as is None:
                 _check_prescribed(grid, point.op_rule, value, target)
     for layer, weight_point in placement.weights.items():
         weight = plan.weights[layer]
         if weight.grid is not None:
-            _check_offered(weight.grid, weight_point.rule.kind, weight_point.rule.bits, layer, target)
+            weight_point.rule.require_kind(weight.grid.kind, where=layer, target=target.name)
+            _check_width(weight.grid.bits, weight_point.rule.widths(weight.grid.kind), layer, target)
+            if weight.grid.group_size is not None:
+                weight_point.rule.require_group_size(weight.grid.group_size, where=layer, target=target.name)
+            _check_codebook(weight.grid, layer)
             _check_shape(graph, weight.grid, weight_point)
             _check_bias(weight, weight_point, target)
     _check_corrections(graph, plan, placement)
@@ -88,17 +93,36 @@ def _check_names(kind: str, planned: Iterable[str], placed: Iterable[str]) -> No
             )
 
 
-def _check_offered(grid: Grid, kind: str, widths: tuple[int, ...], where: str, target: Target) -> None:
-    if grid.bits not in widths:
+def _check_width(bits: int, widths: tuple[int, ...], where: str, target: Target) -> None:
+    if bits not in widths:
         offered = ", ".join(map(str, sorted(widths)))
         raise ConfigError(
-            f"target {target.name!r} offers {offered} bits here, the plan asks for {grid.bits}",
+            f"target {target.name!r} offers {offered} bits here, the plan asks for {bits}",
             where=where,
             remedy="edit `bits` in the plan, or use a target file that extends this one",
         )
-    # A power of two is a valid symmetric threshold too; anything else must be of the target's own kind.
-    if grid.kind != kind and (kind, grid.kind) != ("symmetric", "power_of_two"):
-        raise ConfigError(f"target {target.name!r} computes with {kind} grids, the plan has {grid.kind}", where=where)
+
+
+def _check_kind(kind: str, kinds: tuple[str, ...], where: str, target: Target) -> None:
+    if kind not in kinds:
+        raise ConfigError(f"target {target.name!r} computes with {kinds[0]} grids, the plan has {kind}", where=where)
+
+
+def _check_codebook(grid: Grid, where: str) -> None:
+    if grid.table is None:
+        return
+    if grid.group_size is not None:
+        raise ConfigError(
+            "a codebook has one threshold a channel, none for each group", where=where, remedy="remove `group_size`"
+        )
+    whole = np.rint(grid.table) == grid.table
+    if not bool(np.all(whole & (grid.table >= -LUT_STEPS) & (grid.table < LUT_STEPS))):
+        raise ConfigError(
+            f"the codebook of a kernel holds whole numbers in {-LUT_STEPS}..{LUT_STEPS - 1}, in units of threshold / "
+            f"{LUT_STEPS}",
+            where=where,
+            remedy="edit `table` in the plan, or plan again",
+        )
 
 
 def _check_sign(grid: Grid, signed: bool | None, where: str, target: Target) -> None:
@@ -122,7 +146,7 @@ def _check_prescribed(grid: Grid, rule: OpRule, where: str, target: Target) -> N
 
 
 def _check_bias(weight: TensorPlan, point: WeightPoint, target: Target) -> None:
-    if weight.grid is not None and weight.grid.group_size is not None:
+    if weight.grid is not None and not weight.grid.has_bias_step:
         if weight.bias_bits is not None:
             raise ConfigError(
                 "a kernel with a step for each group has none for its bias, which stays in float",
@@ -138,7 +162,8 @@ def _check_bias(weight: TensorPlan, point: WeightPoint, target: Target) -> None:
 def _check_shape(graph: Graph, grid: Grid, point: WeightPoint) -> None:
     if not grid.signed:
         raise ConfigError("weights have signed codes", where=point.layer)
-    if grid.narrow_range != point.rule.narrow_range:
+    narrowable = grid.kind in ("symmetric", "power_of_two")
+    if narrowable and grid.narrow_range != point.rule.narrow_range:
         raise ConfigError(
             f"`narrow_range` must be {str(point.rule.narrow_range).lower()} on this target", where=point.layer
         )

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from detent._registry import unknown_name
 from detent.errors import ConfigError
 
-__all__ = ["GRID_KINDS", "Grid", "GridKind"]
+__all__ = ["GRID_KINDS", "LUT_STEPS", "Grid", "GridKind"]
 
 GridKind = Literal["power_of_two", "symmetric", "uniform", "lut"]
 GRID_KINDS: Final[tuple[GridKind, ...]] = get_args(GridKind)
@@ -193,7 +193,16 @@ class Grid:
     def dtype(self) -> str:
         """Narrowest storage type of the codes: `int4`, `uint4`, `int8`, `uint8`, `int16` or `uint16`."""
         width = 4 if self.bits <= 4 else 8 if self.bits <= 8 else 16
-        return ("int" if self.signed else "uint") + str(width)
+        # Codes of a codebook are places in its table.
+        return ("int" if self.signed and self.table is None else "uint") + str(width)
+
+    @property
+    def has_bias_step(self) -> bool:
+        """Whether sums of products with these codes are multiples of one step a channel, as codes of a bias need.
+
+        The values of a codebook of whole numbers are such multiples too; `check_plan` holds kernels to that.
+        """
+        return self.group_size is None
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Grid) and self.to_dict() == other.to_dict()
@@ -206,6 +215,7 @@ class Grid:
         low, high = self.limits
         span = f"[{low.min():.4g}, {high.max():.4g}]"
         per = "" if self.axis is None else f" x{self.size}"
+        per += "" if self.group_size is None else f" (groups of {self.group_size})"
         return f"{name}{self.bits}{'s' if self.signed else 'u'}{per} {span}"
 
     def to_dict(self) -> dict[str, Any]:

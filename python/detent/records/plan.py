@@ -162,9 +162,8 @@ class QuantPlan:
         """A plan with another grid for one layer's weights."""
         if layer not in self.weights:
             raise unknown_name("layer", layer, self.weights)
-        # A step for each group leaves none for the bias.
-        grouped = grid is not None and grid.group_size is not None
-        entry = TensorPlan(grid=grid, bias_bits=None if grouped else self.weights[layer].bias_bits)
+        codes = grid is None or grid.has_bias_step
+        entry = TensorPlan(grid=grid, bias_bits=self.weights[layer].bias_bits if codes else None)
         return replace(self, weights={**self.weights, layer: entry})
 
     def to_json(self) -> str:

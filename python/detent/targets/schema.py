@@ -40,38 +40,59 @@ class _WidthRule(FrozenModel):
             raise ConfigError(f"a bit width is listed twice: {list(bits)}")
         return bits
 
-    def choose_bits(self, requested: int | None, *, what: str, target: str) -> int:
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of grid the target computes with here: a power of two is a symmetric threshold too."""
+        return ("symmetric", "power_of_two") if self.kind == "symmetric" else (self.kind,)
+
+    def widths(self, kind: str) -> tuple[int, ...]:
+        """Code widths a kind of grid comes in, in order of preference."""
+        return self.bits
+
+    def choose_bits(
+        self, requested: int | None, *, what: str, target: str, kind: str | None = None, where: str | None = None
+    ) -> int:
         """The width to use: the target's first, or the requested one.
 
         Args:
             requested: bits asked for by the user, or None.
-            what: "weights" or "activations", for the error.
+            what: "weights", "codebooks" or "activations", for the error.
             target: the target's name, for the error.
+            kind: kind of grid; None for the rule's own.
+            where: name of the layer or value, for the error.
 
         Raises:
             ConfigError: the target has no such width.
         """
+        offered = self.widths(self.kind if kind is None else kind)
         if requested is None:
-            return self.bits[0]
-        if requested not in self.bits:
-            known = ", ".join(str(width) for width in sorted(self.bits))
+            return offered[0]
+        if requested not in offered:
+            known = ", ".join(str(width) for width in sorted(offered))
             raise ConfigError(
                 f"target {target!r} has no {requested}-bit {what}",
+                where=where,
                 remedy=f"choose among {known}, or write a target file that extends it",
             )
         return requested
 
 
 class WeightRule(_WidthRule):
-    """How a kernel is quantized. Codes are always signed.
+    """How a kernel is quantized. Codes are always signed, but for those of a codebook, which count its values.
 
     Attributes:
         per_channel: one threshold for each output channel, else one for the tensor.
         narrow_range: the lowest code is not used (int8: -127..127).
+        other_kinds: kinds of grid the target computes with besides `kind`, in the same widths.
+        codebook_bits: code widths of codebooks (`"lut"` grids) the target computes with; none without an entry.
+        group_sizes: numbers of input channels that may share a step instead of all of a channel; `"any"` for any.
     """
 
     per_channel: bool = True
     narrow_range: bool = False
+    other_kinds: tuple[GridKindName, ...] = ()
+    codebook_bits: tuple[Annotated[int, Field(ge=2, le=7)], ...] = ()
+    group_sizes: tuple[Annotated[int, Field(ge=1)], ...] | Literal["any"] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> WeightRule:
@@ -79,7 +100,40 @@ class WeightRule(_WidthRule):
             raise ConfigError(f"weights are signed and need at least 2 bits, got {min(self.bits)}")
         if self.narrow_range and self.kind == "uniform":
             raise ConfigError("`narrow_range` is for symmetric and power-of-two weights")
+        if self.group_sizes and not self.per_channel:
+            raise ConfigError("`group_sizes` divide the channels of kernels with a threshold for each: set per_channel")
         return self
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of grid the target computes with here, its own first."""
+        kinds = [self.kind, *self.other_kinds]
+        kinds += ["power_of_two"] if "symmetric" in kinds else []
+        return tuple(dict.fromkeys([*kinds, *(["lut"] if self.codebook_bits else [])]))
+
+    def widths(self, kind: str) -> tuple[int, ...]:
+        """Code widths a kind of grid comes in, in order of preference."""
+        return self.codebook_bits if kind == "lut" else self.bits
+
+    def require_kind(self, kind: str, *, where: str, target: str) -> None:
+        """Refuse a kind of grid the target does not compute with; the error names `where` and the kinds offered."""
+        if kind not in self.kinds:
+            raise ConfigError(
+                f"target {target!r} computes this kernel with {' or '.join(self.kinds)} grids, not with {kind} ones",
+                where=where,
+                remedy="choose one of these, or write a target file that extends it",
+            )
+
+    def require_group_size(self, group_size: int, *, where: str, target: str) -> None:
+        """Refuse a group size the target does not compute with; the error names `where` and the sizes offered."""
+        if self.group_sizes == "any" or group_size in self.group_sizes:
+            return
+        offered = "groups of " + ", ".join(map(str, self.group_sizes)) if self.group_sizes else "no groups"
+        raise ConfigError(
+            f"target {target!r} offers {offered} for this kernel, asked for are groups of {group_size} input channels",
+            where=where,
+            remedy="choose what it offers, or write a target file that extends it",
+        )
 
 
 class ActivationRule(_WidthRule):

@@ -32,7 +32,7 @@ def make_room_for_biases(
     roomy, notes = dict(weights), []
     for layer, point in placement.weights.items():
         grid = weights[layer].grid
-        if point.bias_bits is None or grid is None:
+        if weights[layer].bias_bits is None or grid is None:
             continue
         least = np.zeros(grid.size)
         for user, source in zip(point.users, point.inputs, strict=True):

@@ -5,7 +5,6 @@ No forward pass happens here. An activation's histogram, or a kernel's raw value
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -18,11 +17,11 @@ from detent.graph.tensors import read_tensor
 from detent.kernels.histogram_search import HistogramSearch, search_histogram
 from detent.kernels.statistics import StatisticsAccumulator
 from detent.kernels.threads import map_in_threads, num_threads
-from detent.kernels.weight_search import search_weights as search_kernel
 from detent.records.grid import Grid
 from detent.records.plan import TensorPlan
 from detent.records.statistics import Statistics, TensorStatistics
 from detent.targets import FixedGrid, Target
+from detent.thresholds.kernel_grids import group_size_of, search_codebook_grid, search_kernel_grid
 
 __all__ = ["search_activations", "search_grids", "search_weights"]
 
@@ -145,7 +144,7 @@ def search_weights(
 
     Raises:
         CalibrationError: a kernel holds NaN or infinity.
-        ConfigError: the target does not offer the requested width.
+        ConfigError: the target does not offer the requested grid, width or group size.
     """
 
     def entry(point: WeightPoint) -> TensorPlan:
@@ -157,35 +156,28 @@ def search_weights(
 
 def _plan_weight(graph: Graph, point: WeightPoint, target: Target, config: QuantizationConfig) -> TensorPlan:
     weight = read_tensor(graph.module, point.parameter).detach()
-    bits = point.rule.choose_bits(config.weights_bits, what="weights", target=target.name)
     if not bool(weight.isfinite().all()):
         raise CalibrationError(
             "the weights hold NaN or infinity",
             where=_location(graph, point.layer),
             remedy="check the checkpoint; a network with such weights cannot be quantized",
         )
-    (found,) = search_kernel(
-        weight.numpy(),
-        bits=[bits],
-        grid=point.rule.kind,
-        metric=config.weights_metric,
-        p=config.p,
-        axis=point.axis,
-        narrow_range=point.rule.narrow_range,
-        min_threshold=config.min_threshold,
-        method=config.weight_search,
-    )
-    shared: Mapping[str, object] = {"bits": bits, "signed": True, "axis": point.axis}
-    if point.rule.kind == "uniform":
-        grid = Grid.from_dict({"kind": "uniform", "lower": found.lowers, "upper": found.uppers, **shared})
+    kind = _kind_of(config) or point.rule.kind
+    point.rule.require_kind(kind, where=point.layer, target=target.name)
+    what = "codebooks" if kind == "lut" else "weights"
+    bits = point.rule.choose_bits(config.weights_bits, what=what, target=target.name, kind=kind, where=point.layer)
+    if kind == "lut":
+        grid, error = search_codebook_grid(weight.numpy(), bits, point, config)
     else:
-        narrow = point.rule.narrow_range
-        grid = Grid.from_dict(
-            {"kind": point.rule.kind, "threshold": found.thresholds, "narrow_range": narrow, **shared}
-        )
-    return TensorPlan(
-        grid=grid, error=float(np.mean(found.errors)), metric=config.weights_metric, bias_bits=point.bias_bits
-    )
+        group_size = group_size_of(point, tuple(weight.shape), config.weights_group_size, target.name)
+        grid, error = search_kernel_grid(weight.numpy(), kind, bits, point, group_size, config)
+    bias_bits = point.bias_bits if grid.has_bias_step else None
+    return TensorPlan(grid=grid, error=error, metric=config.weights_metric, bias_bits=bias_bits)
+
+
+def _kind_of(config: QuantizationConfig) -> str | None:
+    """The kind of kernel grids asked for; codebooks are one kind, whatever their thresholds."""
+    return "lut" if config.weights_grid == "lut_power_of_two" else config.weights_grid
 
 
 def _location(graph: Graph, name: str) -> str:

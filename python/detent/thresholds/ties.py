@@ -23,7 +23,7 @@ from torch import fx
 
 from detent.graph import Graph, GraphNode
 from detent.graph.placement import Placement, WeightPoint
-from detent.records.grid import Grid
+from detent.records.grid import LUT_STEPS, Grid
 from detent.records.plan import TensorPlan, grid_of
 
 __all__ = ["avoid_ties", "tie_free"]
@@ -46,14 +46,14 @@ def avoid_ties(
 ) -> dict[str, TensorPlan]:
     """The kernel entries with thresholds moved to tie-free steps, where input, kernel and output all have a grid.
 
-    Symmetric kernels only: powers of two multiply exactly, and their rare ties are ties everywhere. A kernel with
-    several users is moved for the first.
+    Symmetric kernels and codebooks only: powers of two multiply exactly, and their rare ties are ties everywhere. A
+    kernel with several users is moved for the first.
     """
     users = {node.node: node for node in graph.nodes()}
     moved = dict(weights)
     for layer, point in placement.weights.items():
         grid = weights[layer].grid
-        if grid is None or grid.kind != "symmetric" or grid.group_size is not None:
+        if grid is None or not _movable(grid):
             continue
         source, output = point.inputs[0], _output(graph, point, placement, users)
         before, after = (None if name is None else grid_of(activations, name) for name in (source, output))
@@ -99,8 +99,16 @@ def _output(graph: Graph, point: WeightPoint, placement: Placement, nodes: Mappi
     return node.name
 
 
+def _movable(grid: Grid) -> bool:
+    """Whether the thresholds may be any number, and each channel has one step."""
+    if grid.threshold is None or not grid.has_bias_step:
+        return False
+    powers = bool(np.all(np.frexp(grid.threshold)[0] == 0.5))
+    return grid.kind == "symmetric" or (grid.kind == "lut" and not powers)
+
+
 def _with_steps(grid: Grid, steps: Vector) -> Grid:
     assert grid.threshold is not None
     # A whole power of two apart, so the step of the new threshold is the rounded step itself.
-    levels = np.float32(1 << (grid.bits - grid.signed))
+    levels = np.float32(LUT_STEPS if grid.kind == "lut" else 1 << (grid.bits - grid.signed))
     return replace(grid, threshold=steps.astype(np.float32) * levels)
