@@ -17,7 +17,7 @@ from detent.errors import DetentError
 from detent.kernels.build import build_info
 
 if TYPE_CHECKING:
-    from detent.config import QuantizationConfig
+    from detent.config import Preprocessing, QuantizationConfig
     from detent.exporters import export
     from detent.graph import Graph
     from detent.pipeline import apply, calibrate, capture, correct_biases, plan, quantize, transform
@@ -31,6 +31,7 @@ __all__ = [
     "DetentError",
     "Graph",
     "Grid",
+    "Preprocessing",
     "QuantPlan",
     "QuantizationConfig",
     "QuantizedModel",
@@ -53,6 +54,7 @@ __version__: str = _core.version
 _HOMES: Final = {
     "Graph": "detent.graph",
     "Grid": "detent.records.grid",
+    "Preprocessing": "detent.config",
     "QuantPlan": "detent.records.plan",
     "QuantizationConfig": "detent.config",
     "QuantizedModel": "detent.quantized",

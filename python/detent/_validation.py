@@ -76,6 +76,9 @@ def config_error(error: ValidationError, model: type[BaseModel], *, where: str |
     context: dict[str, Any] = first.get("ctx", {})
     cause = context.get("error")
     if isinstance(cause, ConfigError):
+        # A part that is a model of its own says where within it.
+        inner = ".".join(part for part in (key, cause.where) if part)
+        place = ": ".join(part for part in (where, inner) if part) or None
         return ConfigError(cause.what + more, where=place, remedy=cause.remedy)
     if first["type"] == "extra_forbidden":
         owner = _model_at(model, location[:-1])

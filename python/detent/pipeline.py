@@ -13,11 +13,12 @@ from typing import Any
 from torch import nn
 from torch.export import ExportedProgram
 
-from detent.config import QuantizationConfig
+from detent.config import Preprocessing, QuantizationConfig, resolve_preprocessing
 from detent.corrections import correct_analytically, correct_sequentially
 from detent.errors import ConfigError
 from detent.graph import Graph
 from detent.graph import capture as capture_graph
+from detent.graph.example import normalize_example
 from detent.graph.placement import correctable_layers, place
 from detent.quantized import QuantizedModel, assemble
 from detent.records.correction import BiasCorrection
@@ -28,6 +29,7 @@ from detent.targets import Target, load_target, target_names
 from detent.thresholds import avoid_ties, make_room_for_biases, notes_on_groups, search_grids
 from detent.transforms import (
     absorb_high_biases,
+    attach_preprocessing,
     bound_relu6,
     collapse_linear,
     collapse_residual,
@@ -47,7 +49,11 @@ __all__ = ["apply", "calibrate", "capture", "correct_biases", "plan", "quantize"
 
 
 def capture(
-    model: nn.Module | ExportedProgram | str | Path, example_inputs: Any = None, *, dynamic_batch: bool = True
+    model: nn.Module | ExportedProgram | str | Path,
+    example_inputs: Any = None,
+    *,
+    dynamic_batch: bool = True,
+    preprocessing: Preprocessing | Mapping[str, Preprocessing | Mapping[str, Any]] | None = None,
 ) -> Graph:
     """Capture a float model as a graph, fold its batch norms, and write attention as products with a softmax between.
 
@@ -56,15 +62,22 @@ def capture(
         example_inputs: a batch in any form the model takes: tensor, tuple, list or dict; not needed for a program or
             file, which carry their own.
         dynamic_batch: capture for any number of samples; where that fails, a note says why and the batch is fixed.
+        preprocessing: what turns raw input into what the model was trained on: one record for the only input, or
+            records by input name. The graph then takes raw input, and so does whatever is made of it; the example is
+            raw too.
 
     Raises:
         CaptureError: the model cannot be captured; the error shows the user's source line.
+        ConfigError: a wrong preprocessing; the error names the input.
         FormatError: the `.pt2` file is damaged or of another kind.
     """
+    records = resolve_preprocessing(preprocessing)
+    if records and isinstance(model, nn.Module):
+        example_inputs = normalize_example(model, example_inputs, records)
     graph = capture_graph(model, example_inputs, dynamic_batch=dynamic_batch)
     for rewrite in (split_attention, restore_norms, fold_batch_norm, fold_forward):
         graph = rewrite(graph)
-    return graph
+    return attach_preprocessing(graph, records) if records else graph
 
 
 def transform(
@@ -184,6 +197,7 @@ def plan(
         samples=stats.samples,
         notes=tuple(dict.fromkeys([*stats.notes, *placement.notes, *notes])),
         bias_corrections=corrections,
+        preprocessing={spec.name: spec.preprocessing for spec in graph.inputs if spec.preprocessing is not None},
     )
 
 
@@ -272,6 +286,7 @@ def quantize(
     *,
     target: str | Path | Target = "default",
     config: QuantizationConfig | Mapping[str, Any] | None = None,
+    preprocessing: Preprocessing | Mapping[str, Preprocessing | Mapping[str, Any]] | None = None,
     progress: bool = True,
     **options: Any,
 ) -> QuantizedModel:
@@ -283,6 +298,8 @@ def quantize(
             array, or the path of an `.npz` file.
         target: name of a built-in target or path of a target file.
         config: options; single ones can be given by keyword and take precedence.
+        preprocessing: what turns raw input into what the model was trained on, one record or records by input name;
+            the data are raw then.
         progress: show progress on a terminal.
         **options: fields of `QuantizationConfig`.
 
@@ -293,8 +310,9 @@ def quantize(
     settings = QuantizationConfig.resolve(config, options)
     load_target(target)
     _reference(target)
+    records = resolve_preprocessing(preprocessing)
     example, data = first_batch(data, model)
-    graph = transform(capture(model, example), target=target, config=settings)
+    graph = transform(capture(model, example, preprocessing=records), target=target, config=settings)
     if settings.rewrites_by_statistics:
         # The data are read twice more, so what can be read once only is held.
         data = list(data) if isinstance(data, Iterator) else data

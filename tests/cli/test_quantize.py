@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -123,3 +124,33 @@ def test_an_output_folder_that_cannot_be_made(data: Path, tmp_path: Path) -> Non
     result = run("quantize", FACTORY, "--data", data, "--out", tmp_path / "file" / "out")
     assert result.exit_code == 1
     assert "cannot create the output folder" in result.stderr
+
+
+def test_raw_input_and_integer_types(data: Path, tmp_path: Path) -> None:
+    images = np.load(data)["x"]
+    low, high = float(images.min()), float(images.max())
+    raw = np.rint((images - low) / (high - low) * 255).astype(np.uint8)
+    np.savez(tmp_path / "raw.npz", frames=raw)
+    record = {"scale": (high - low) / 255, "mean": -low, "dtype": "uint8", "layout": "NCHW"}
+    (tmp_path / "prep.json").write_text(json.dumps(record))
+    options = ("--preprocessing", tmp_path / "prep.json", "--input-dtype", "uint8", "--output-dtype", "uint8")
+    result = run("quantize", FACTORY, "--data", tmp_path / "raw.npz", "--out", tmp_path / "out", *options)
+    assert result.exit_code == 0, result.output
+    model = onnx.load(tmp_path / "out" / "model.onnx")
+    ends = [value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)]
+    assert ends == [onnx.TensorProto.UINT8] * 2
+    plan = detent.QuantPlan.load(tmp_path / "out" / "plan.json")
+    assert [entry.dtype for entry in plan.preprocessing.values()] == ["uint8"]
+
+
+def test_wrong_preprocessing_costs_no_calibration(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "prep.json").write_text('{"scale": 1, "means": 0.5}')
+    command = ("quantize", FACTORY, "--data", data, "--out", tmp_path / "out")
+    result = run(*command, "--preprocessing", tmp_path / "prep.json")
+    assert result.exit_code != 0
+    assert "did you mean 'mean'?" in result.output
+    assert "prep.json" in result.output
+    result = run(*command, "--input-dtype", "uint9")
+    assert result.exit_code != 0
+    assert "did you mean 'uint8'?" in result.output
+    assert not (tmp_path / "out").exists()

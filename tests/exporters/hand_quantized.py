@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 
 import detent.graph.operators  # noqa: F401  (registers torch.ops.detent)
+from detent.config import Preprocessing
 from detent.graph import Graph, InputSpec, capture
 from detent.graph.names import NAME
 from detent.kernels.quantize import lut_quantize, quantize
@@ -34,7 +35,9 @@ class HandQuantized:
     output_names: tuple[str, ...]
     dynamic_batch: bool
     example: tuple[torch.Tensor, ...]
-    preprocessing: dict[str, Any] | None = None
+    preprocessing: dict[str, Preprocessing] = field(default_factory=dict)
+    input_dtype: str = "float32"
+    output_dtype: str = "float32"
     notes: list[str] = field(default_factory=list)
 
     def __call__(self, *inputs: torch.Tensor) -> Any:

@@ -25,6 +25,7 @@ from tests.exporters.hand_quantized import (
 from tests.exporters.networks import Attention, Residual, TiedWeights
 from torch import nn
 
+from detent.config import Preprocessing
 from detent.exporters import export, export_onnx, verify_onnx, verify_onnx_values
 from detent.records.grid import Grid
 
@@ -266,9 +267,9 @@ def test_tied_kernel_is_stored_once(tmp_path: Path) -> None:
 
 
 def test_newer_opset_and_preprocessing_on_request(residual: nn.Module, tmp_path: Path) -> None:
-    qmodel = replace(quantize_by_hand(residual, images()), preprocessing={"mean": [0.5], "layout": "NCHW"})
+    qmodel = replace(quantize_by_hand(residual, images()), preprocessing={"x": Preprocessing(mean=0.5, layout="NCHW")})
     path = export(qmodel, tmp_path / "model.onnx", opset=23)
     properties = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
-    assert properties["detent.preprocessing"] == '{"mean":[0.5],"layout":"NCHW"}'
+    assert properties["detent.preprocessing"] == '{"x":{"mean":[0.5],"dtype":"float32","layout":"NCHW"}}'
     assert onnx.load(path).opset_import[0].version == 23
     assert verify_onnx(path, qmodel, images()).largest_steps <= 1.0

@@ -32,13 +32,18 @@ def quantize(
         bool | None, typer.Option("--shift-negative/--no-shift-negative", help="Unsigned codes for SiLU and the like.")
     ] = None,
     bias_correction: Annotated[str | None, typer.Option(help="none, analytic or sequential.")] = None,
+    preprocessing: Annotated[
+        Path | None, typer.Option(help="JSON with the fields of detent.Preprocessing; the data are raw then.")
+    ] = None,
+    input_dtype: Annotated[str | None, typer.Option(help="Type of inputs in model.onnx: float32, int8, uint8.")] = None,
+    output_dtype: Annotated[str | None, typer.Option(help="Type of outputs in model.onnx.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the calibration interrupted in OUT.")] = False,
     onnx: Annotated[bool, typer.Option(help="Write model.onnx.")] = True,
     debug: Debug = False,
 ) -> None:
     """Quantize MODEL with calibration data for a target, and write it as ONNX."""
     from detent.cli.models import find_model
-    from detent.cli.steps import quantize_to_folder
+    from detent.cli.steps import Export, quantize_to_folder
 
     given = {
         "activation_metric": activation_metric,
@@ -54,4 +59,13 @@ def quantize(
         "bias_correction": bias_correction,
     }
     options = {name: value for name, value in given.items() if value is not None}
-    quantize_to_folder(find_model(model), data, out, target=target, options=options, resume=resume, onnx=onnx)
+    quantize_to_folder(
+        find_model(model),
+        data,
+        out,
+        target=target,
+        options=options,
+        preprocessing=preprocessing,
+        resume=resume,
+        export=Export(inputs=input_dtype, outputs=output_dtype) if onnx else None,
+    )

@@ -5,21 +5,38 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 import detent
-from detent.config import QuantizationConfig
+from detent._validation import parse_json
+from detent.config import Preprocessing, QuantizationConfig, resolve_preprocessing
 from detent.errors import FormatError
+from detent.exporters import check_io_type
+from detent.records.files import read_text
 from detent.statistics import first_batch
 from detent.targets import load_target
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["quantize_to_folder"]
+__all__ = ["Export", "quantize_to_folder"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """How `model.onnx` is written.
+
+    Args:
+        inputs: element type of its inputs, None for the target's.
+        outputs: likewise of its outputs.
+    """
+
+    inputs: str | None = None
+    outputs: str | None = None
 
 
 def quantize_to_folder(
@@ -29,8 +46,9 @@ def quantize_to_folder(
     *,
     target: str,
     options: Mapping[str, Any],
+    preprocessing: Path | None,
     resume: bool,
-    onnx: bool,
+    export: Export | None,
 ) -> None:
     """Quantize and write `plan.json`, `statistics.safetensors` and `model.onnx` into the folder `out`.
 
@@ -43,10 +61,14 @@ def quantize_to_folder(
     # Cheap mistakes first: a wrong option should not cost a calibration.
     load_target(target)
     config = QuantizationConfig(**options)
+    records = _read_preprocessing(preprocessing)
+    if export is not None:
+        check_io_type(export.inputs, "input")
+        check_io_type(export.outputs, "output")
     _make_folder(out)
     with _step(console, "capture"):
         example, _ = first_batch(data, model)
-        graph = detent.transform(detent.capture(model, example), target=target, config=config)
+        graph = detent.transform(detent.capture(model, example, preprocessing=records), target=target, config=config)
     if config.rewrites_by_statistics:
         with _step(console, "transform"):
             first = detent.calibrate(graph, data, progress=console.is_terminal)
@@ -69,12 +91,19 @@ def quantize_to_folder(
         quantized = detent.apply(graph, plan)
     quantized.summary(console)
     written = ["plan.json", "statistics.safetensors"]
-    if onnx:
+    if export is not None:
         with _step(console, "export"):
-            detent.export(quantized, out / "model.onnx")
+            detent.export(quantized, out / "model.onnx", inputs=export.inputs, outputs=export.outputs)
         written.append("model.onnx")
     partial.unlink(missing_ok=True)
     console.print(f"written to {out}: {', '.join(written)}", markup=False, soft_wrap=True)
+
+
+def _read_preprocessing(path: Path | None) -> Preprocessing | dict[str, Preprocessing] | None:
+    if path is None:
+        return None
+    remedy = "write the fields of detent.Preprocessing, or an object of them for each input"
+    return resolve_preprocessing(parse_json(read_text(path), str(path), remedy=remedy), str(path))
 
 
 def _make_folder(out: Path) -> None:

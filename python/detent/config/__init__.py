@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+from detent.config.preprocessing import Preprocessing, RawType, Resize, resolve_preprocessing
 from detent.config.quantization import ActivationMetric, QuantizationConfig, WeightsMetric
 
-__all__ = ["ActivationMetric", "QuantizationConfig", "WeightsMetric"]
+__all__ = [
+    "ActivationMetric",
+    "Preprocessing",
+    "QuantizationConfig",
+    "RawType",
+    "Resize",
+    "WeightsMetric",
+    "resolve_preprocessing",
+]

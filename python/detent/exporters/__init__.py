@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from detent._registry import Registry, unknown_name
 from detent.errors import ConfigError
+from detent.exporters.onnx_io import check_io_type
 from detent.exporters.onnx_qdq import export_onnx
 from detent.exporters.onnx_values import ValueAgreement, verify_onnx_values
 from detent.exporters.onnx_verify import OnnxAgreement, verify_onnx
@@ -19,6 +20,7 @@ __all__ = [
     "ExportableModel",
     "OnnxAgreement",
     "ValueAgreement",
+    "check_io_type",
     "export",
     "export_onnx",
     "verify_onnx",

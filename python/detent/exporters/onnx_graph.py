@@ -37,11 +37,8 @@ class OnnxGraph:
 
     def all_nodes(self) -> Iterator[Any]:
         """Every node, with those inside the bodies of `If`, `Loop` and the like, which read values from outside."""
-        pending = list(self.nodes)
-        while pending:
-            node = pending.pop()
-            yield node
-            pending.extend(inner for body in _bodies(node) for inner in body.node)
+        for node in self.nodes:
+            yield from _with_bodies(node)
 
     def fresh(self, stem: str) -> str:
         """A name nothing has yet: `stem`, or `stem` with a number; it is taken from then on."""
@@ -131,6 +128,37 @@ class OnnxGraph:
             self._types.setdefault(output, described)
         return helper.make_node(operator, list(inputs), [output], **given)
 
+    def retype(self, name: str, dtype: str) -> None:
+        """Give an input or output of the graph another element type, a NumPy name."""
+        from onnx import helper
+
+        kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        for value in (*self.proto.graph.input, *self.proto.graph.output):
+            if value.name == name:
+                value.type.tensor_type.elem_type = kind
+                self._types[name] = value.type
+
+    def replace_output(self, old: str, new: str) -> None:
+        """Let another value of the same shape be an output in place of `old`."""
+        self.outputs = [new if name == old else name for name in self.outputs]
+        if old in self._types:
+            # The output keeps the object, which may get another element type; what was the output keeps its own.
+            kept = type(self._types[old])()
+            kept.CopyFrom(self._types[old])
+            self._types[old] = kept
+        for value in self.proto.graph.output:
+            value.name = new if value.name == old else value.name
+        self._taken.add(new)
+
+    def drop_unread_nodes(self) -> None:
+        """Remove nodes whose values neither another node nor an output reads."""
+        read, kept = set(self.outputs), []
+        for node in reversed(self.nodes):
+            if any(name in read for name in node.output):
+                kept.append(node)
+                read.update(name for inner in _with_bodies(node) for name in inner.input)
+        self.nodes = kept[::-1]
+
     def drop_unused(self) -> None:
         """Forget initializers no node reads, and free their names."""
         used = {*self.outputs, *(name for node in self.all_nodes() for name in node.input)}
@@ -153,6 +181,15 @@ class OnnxGraph:
             for name in node.output:
                 if name and name not in ends and name in self._types:
                     graph.value_info.append(helper.make_value_info(name, self._types[name]))
+
+
+def _with_bodies(node: Any) -> Iterator[Any]:
+    """A node, and every node in its bodies and theirs."""
+    pending = [node]
+    while pending:
+        inner = pending.pop()
+        yield inner
+        pending.extend(below for body in _bodies(inner) for below in body.node)
 
 
 def _bodies(node: Any) -> list[Any]:

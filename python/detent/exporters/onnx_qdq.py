@@ -13,14 +13,19 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
+from torch import fx
+from torch.utils import _pytree as pytree
+
 from detent import _core
 from detent.errors import ExportError, FormatError
 from detent.exporters.onnx_graph import OnnxGraph
+from detent.exporters.onnx_io import IoChoice, resolve_io_types, set_io_types
 from detent.exporters.onnx_lowering import fold_weight_transposes, lower_quantizers
 from detent.exporters.onnx_names import name_batch_axis, name_values, strip_leftovers
 from detent.exporters.onnx_tagging import least_opset, tag_quantizers
 from detent.exporters.onnx_torch import translate
 from detent.exporters.subject import ExportableModel
+from detent.graph.shapes import is_float
 from detent.records.files import write_atomically
 from detent.records.grid import Grid
 
@@ -30,7 +35,14 @@ _LARGEST_BYTES: Final = 2**31 - 1
 """A protobuf message cannot be larger."""
 
 
-def export_onnx(qmodel: ExportableModel, path: str | Path, *, opset: int | None = None) -> Path:
+def export_onnx(
+    qmodel: ExportableModel,
+    path: str | Path,
+    *,
+    opset: int | None = None,
+    inputs: IoChoice = None,
+    outputs: IoChoice = None,
+) -> Path:
     """Write a quantized model as a QDQ ONNX file and return its path.
 
     The same model gives the same bytes. The batch axis is named `batch` if the model was captured with a dynamic one.
@@ -42,10 +54,16 @@ def export_onnx(qmodel: ExportableModel, path: str | Path, *, opset: int | None 
         path: file to write; it is complete or not there.
         opset: ONNX operator set; None takes the lowest that holds the model: 18, or 21 where codes of 4 or 16 bits or
             scales per group need it.
+        inputs: element type of the float inputs, or types by name: `"float32"`, or `"int8"`, `"uint8"`, `"int16"`,
+            `"uint16"` for the codes of their grids; None takes the target's. The metadata `detent.io` give scale and
+            zero point.
+        outputs: element type of the outputs, likewise.
 
     Raises:
+        ConfigError: an unknown element type or name.
         ExportError: the packages of the `onnx` extra are missing, an operator or grid has no ONNX form (at this opset),
-            the file would be larger than 2 GiB, or it cannot be written.
+            an input or output has no codes of the type asked for, the file would be larger than 2 GiB, or it cannot be
+            written.
     """
     path = Path(path)
     for package in ("onnx", "onnxscript"):
@@ -54,6 +72,9 @@ def export_onnx(qmodel: ExportableModel, path: str | Path, *, opset: int | None 
         raise ExportError(
             "the folder does not exist", where=str(path.parent), remedy="create it, or choose another path"
         )
+    floats = [spec.name for spec in qmodel.inputs if spec.dtype.is_floating_point]
+    input_types = resolve_io_types(inputs, floats, qmodel.input_dtype, "input")
+    output_types = resolve_io_types(outputs, _float_outputs(qmodel), qmodel.output_dtype, "output")
     tagged = tag_quantizers(qmodel)
     chosen = _choose_opset(opset, least_opset(tagged))
     proto = translate(qmodel, tagged, chosen)
@@ -64,11 +85,12 @@ def export_onnx(qmodel: ExportableModel, path: str | Path, *, opset: int | None 
     fold_weight_transposes(graph)
     name_values(graph, tagged.quantizers, [spec.name for spec in qmodel.inputs], qmodel.output_names)
     lower_quantizers(graph, tagged.quantizers)
+    ends = set_io_types(graph, input_types, output_types)
     graph.write_back()
     if qmodel.dynamic_batch:
         name_batch_axis(proto)
     strip_leftovers(proto)
-    _describe(proto, qmodel)
+    _describe(proto, qmodel, ends)
     _write(proto, path)
     return path
 
@@ -87,6 +109,12 @@ def require_extra(package: str) -> Any:
         ) from error
 
 
+def _float_outputs(qmodel: ExportableModel) -> list[str]:
+    (output,) = (node for node in qmodel.graph_module.graph.nodes if node.op == "output")
+    leaves = [leaf for leaf in pytree.tree_leaves(output.args[0]) if isinstance(leaf, fx.Node)]
+    return [name for name, leaf in zip(qmodel.output_names, leaves, strict=True) if is_float(leaf)]
+
+
 def _choose_opset(asked: int | None, least: tuple[int, str]) -> int:
     lowest, reason = least
     if asked is None:
@@ -99,8 +127,8 @@ def _choose_opset(asked: int | None, least: tuple[int, str]) -> int:
     return asked
 
 
-def _describe(proto: Any, qmodel: ExportableModel) -> None:
-    """Who wrote the file, from which plan, for which target."""
+def _describe(proto: Any, qmodel: ExportableModel, ends: Mapping[str, Any]) -> None:
+    """Who wrote the file, from which plan, for which target, and what goes in and comes out."""
     from onnx import helper
 
     plan = qmodel.plan
@@ -117,9 +145,11 @@ def _describe(proto: Any, qmodel: ExportableModel) -> None:
         "detent.plan_sha256": hashlib.sha256(plan.to_json().encode()).hexdigest(),
         "detent.plan": _compact(widths),
         "detent.samples": str(plan.samples),
+        "detent.io": _compact(ends),
     }
-    if qmodel.preprocessing is not None:
-        properties["detent.preprocessing"] = _compact(qmodel.preprocessing)
+    if qmodel.preprocessing:
+        records = {name: record.to_dict() for name, record in qmodel.preprocessing.items()}
+        properties["detent.preprocessing"] = _compact(records)
     helper.set_model_props(proto, properties)
 
 

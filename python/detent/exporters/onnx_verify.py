@@ -14,6 +14,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from detent.errors import ConfigError, ExportError
+from detent.exporters.onnx_io import decode_outputs, encode_inputs
 from detent.exporters.onnx_qdq import require_extra
 from detent.exporters.subject import ExportableModel
 from detent.graph.roles import first_argument, role_of
@@ -59,6 +60,8 @@ def verify_onnx(
 ) -> OnnxAgreement:
     """Run an exported file in onnxruntime and compare it with the model it came from.
 
+    Where the file takes or gives integer codes, real values are turned into codes and back by its metadata.
+
     Args:
         path: the ONNX file.
         qmodel: the quantized model.
@@ -77,7 +80,7 @@ def verify_onnx(
         for batch in batches_of(qmodel, tensors, batch_size):
             expected = pytree.tree_leaves(_run_flat(qmodel.graph_module, batch))
             feeds = {spec.name: value.numpy() for spec, value in zip(qmodel.inputs, batch, strict=True)}
-            found = run_session(session, feeds, Path(path))
+            found = decode_outputs(session, run_session(session, encode_inputs(session, feeds), Path(path)))
             pairs.append([(want.numpy(), got) for want, got in zip(expected, found, strict=True)])
     return _compare(pairs, _output_steps(qmodel.graph_module))
 

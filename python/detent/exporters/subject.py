@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import fx
 
+from detent.config import Preprocessing
 from detent.graph import InputSpec
 from detent.records.plan import QuantPlan
 
@@ -19,7 +20,8 @@ class ExportableModel(Protocol):
 
     `graph_module` holds ATen operators as `torch.export` gives them, `torch.ops.detent.fake_quantize` on activations
     and `torch.ops.detent.dequantize` of integer buffers for kernels and biases. Its nodes keep the names and source
-    lines that `detent.capture` wrote into their meta.
+    lines that `detent.capture` wrote into their meta. `input_dtype` and `output_dtype` are the element types a file has
+    unless others are asked for.
     """
 
     @property
@@ -41,4 +43,10 @@ class ExportableModel(Protocol):
     def dynamic_batch(self) -> bool: ...
 
     @property
-    def preprocessing(self) -> Mapping[str, Any] | None: ...
+    def preprocessing(self) -> Mapping[str, Preprocessing]: ...
+
+    @property
+    def input_dtype(self) -> str: ...
+
+    @property
+    def output_dtype(self) -> str: ...

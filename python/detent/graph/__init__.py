@@ -7,7 +7,7 @@ from detent.graph.graph import Graph, GraphNode
 from detent.graph.layouts import BatchLayout
 from detent.graph.patterns import fused_groups
 from detent.graph.roles import OpRole, register
-from detent.graph.signature import BatchSpec, InputSpec
+from detent.graph.signature import BatchSpec, InputSpec, with_network_types
 
 __all__ = [
     "BatchLayout",
@@ -19,4 +19,5 @@ __all__ = [
     "capture",
     "fused_groups",
     "register",
+    "with_network_types",
 ]

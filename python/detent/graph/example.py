@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.utils import _pytree as pytree
 
+from detent.config import Preprocessing
 from detent.errors import CaptureError
 
-__all__ = ["Example", "bind_example"]
+__all__ = ["Example", "bind_example", "normalize_example"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +70,36 @@ def bind_example(forward: Callable[..., Any], example: Any) -> Example:
         where=_location(forward),
         remedy="give one tensor per parameter, as a tuple in order or as a dict by name",
     )
+
+
+def normalize_example(
+    model: nn.Module, example: Any, preprocessing: Preprocessing | Mapping[str, Preprocessing]
+) -> Any:
+    """An example of raw input as the model takes it: every tensor of an input that a record is for is normalized.
+
+    Args:
+        model: its forward names the inputs.
+        example: as `bind_example` takes it.
+        preprocessing: one record for all tensors, or records by input name; parts of an input that is a dict or a
+            tuple are called `<parameter>_<key>`.
+
+    Raises:
+        CaptureError: as `bind_example`.
+        ConfigError: the channels of a record are not those of the example.
+    """
+    if example is None:
+        return None
+    bound = bind_example(model.forward, example)
+    arguments = inspect.signature(model.forward).bind(*bound.args, **bound.kwargs).arguments
+    leaves, structure = pytree.tree_flatten_with_path(dict(arguments))
+    normalized = []
+    for path, leaf in leaves:
+        key = "_".join(str(getattr(step, "key", getattr(step, "idx", ""))) for step in path)
+        record = preprocessing if isinstance(preprocessing, Preprocessing) else preprocessing.get(key)
+        if record is not None and isinstance(leaf, torch.Tensor):
+            leaf = torch.from_numpy(record.normalize(leaf.detach().cpu().numpy()))
+        normalized.append(leaf)
+    return pytree.tree_unflatten(normalized, structure)
 
 
 def _readings(example: Any) -> list[tuple[tuple[Any, ...], dict[str, Any], str]]:

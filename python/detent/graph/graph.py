@@ -19,7 +19,7 @@ from detent.graph.layouts import BATCH, BatchLayout
 from detent.graph.names import LAYER, NAME, SOURCE
 from detent.graph.roles import OpRole, argument, first_argument, op_name, role_of
 from detent.graph.shapes import concrete_shape, is_float, is_tensor, value_of
-from detent.graph.signature import BatchSpec, InputSpec
+from detent.graph.signature import BatchSpec, InputSpec, with_network_types
 from detent.graph.tensors import clone_module, copy_module, drop_unused_tensors, read_attribute, read_tensor
 
 __all__ = ["Graph", "GraphNode"]
@@ -159,7 +159,8 @@ class Graph:
         self.notes = list(notes or [])
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the network with the inputs the user's model takes."""
+        """Run the network with the inputs the user's model takes, raw ones where it preprocesses them."""
+        args, kwargs = with_network_types(self.inputs, (args, kwargs))
         return self.module(*args, **kwargs)
 
     def nodes(self) -> tuple[GraphNode, ...]:

@@ -12,12 +12,17 @@ from torch import fx
 from detent.graph.roles import op_name, role_of
 from detent.graph.shapes import value_of
 
-__all__ = ["LAYER", "NAME", "SOURCE", "assign_names", "layer_path", "user_line"]
+__all__ = ["LAYER", "NAME", "PREPARES", "RANGE", "SOURCE", "assign_names", "layer_path", "user_line"]
 
 NAME: Final = "detent_name"
 LAYER: Final = "detent_layer"
 SOURCE: Final = "detent_source"
 """Keys of `fx.Node.meta`: they travel with copies of a graph."""
+
+RANGE: Final = "detent_range"
+"""Key of `fx.Node.meta`: lowest and highest entry, as the user declared them for raw input."""
+PREPARES: Final = "detent_prepares"
+"""Key of `fx.Node.meta`: name of the raw input that an operator, not the user's model's own, prepares."""
 
 _TORCH: Final = str(Path(torch.__file__).parent)
 _FRAME: Final = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>[^\n]+)\n(?P<code>[^\n]*)')

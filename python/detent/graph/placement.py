@@ -15,6 +15,7 @@ import numpy.typing as npt
 from torch import fx
 
 from detent.graph.graph import Graph, GraphNode
+from detent.graph.names import PREPARES, RANGE
 from detent.graph.patterns import fused_groups
 from detent.graph.roles import OpRole, argument
 from detent.graph.shapes import is_float, is_tensor
@@ -37,6 +38,7 @@ class ActivationPoint:
         same_as: the value whose grid this one shares.
         members: values whose statistics decide the grid; usually just `value`.
         bounds: analytic limits where these replace the observed range.
+        declared: limits the user declared for raw input, of all `members` together.
         constant: the value is a stored tensor, not a computed one.
         holds: a positive number that is to be a level of its grid.
     """
@@ -46,6 +48,7 @@ class ActivationPoint:
     same_as: str | None = None
     members: tuple[str, ...] = ()
     bounds: tuple[float, float] | None = None
+    declared: tuple[float, float] | None = None
     constant: bool = False
     holds: float | None = None
 
@@ -119,6 +122,7 @@ class _Planner:
                 self._demand(root, self._rule(self._computing(producer).op if producer else None))
         ties = self._ties(nodes)
         activations = self._activations(nodes, ties)
+        self._note_float_preparation(nodes)
         return Placement(activations=activations, weights=self._weights(nodes), notes=tuple(self.notes))
 
     def _rule(self, role: OpRole | None) -> OpRule:
@@ -219,10 +223,20 @@ class _Planner:
                 same_as=self._name(owner) if owner is not node else None,
                 members=tuple(self._name(value) for value in members) if owner is node else (),
                 bounds=role.bounds if alone and role is not None and role.name in _ANALYTIC else None,
+                declared=_declared(members) if owner is node else None,
                 constant=node.op == "get_attr",
                 holds=(node.meta.get(UNSIGNED) or None) if alone else None,
             )
         return points
+
+    def _note_float_preparation(self, nodes: Iterable[GraphNode]) -> None:
+        """Say which of the operators that prepare raw input have no grid."""
+        floats: dict[str, list[str]] = {}
+        for node in nodes:
+            if PREPARES in node.node.meta and self._root(node.node) not in {*self.drafts, *self.inside}:
+                floats.setdefault(node.node.meta[PREPARES], []).append(node.name)
+        for name, values in floats.items():
+            self.notes.append(f"{', '.join(values)}: raw input {name} is prepared in float here on {self.target.name}")
 
     def _weights(self, nodes: Iterable[GraphNode]) -> dict[str, WeightPoint]:
         users: dict[str, list[GraphNode]] = {}
@@ -254,6 +268,15 @@ def _unsigned(rule: OpRule) -> OpRule:
     if rule.activations.signed is not None:
         return rule
     return rule.model_copy(update={"activations": rule.activations.model_copy(update={"signed": False})})
+
+
+def _declared(members: Iterable[fx.Node]) -> tuple[float, float] | None:
+    """The limits of values that share a grid, None unless they are declared for all."""
+    ranges = [member.meta.get(RANGE) for member in members]
+    known = [limits for limits in ranges if limits is not None]
+    if len(known) < len(ranges):
+        return None
+    return min(low for low, _ in known), max(high for _, high in known)
 
 
 def correctable_layers(graph: Graph, placement: Placement) -> dict[str, WeightPoint]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
+from detent.config import Preprocessing
 from detent.errors import CaptureError
 from detent.graph.shapes import concrete_shape, is_tensor, value_of
 
-__all__ = ["BatchSpec", "InputSpec", "read_signature"]
+__all__ = ["BatchSpec", "InputSpec", "read_signature", "with_network_types"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +27,8 @@ class InputSpec:
         shape: shape in the captured example.
         dtype: element type.
         batch_axis: the axis of samples, None for an input that is the same for all samples.
+        preprocessing: what the network does to raw input before its own first operator; None if it takes what the
+            user's model takes.
     """
 
     name: str
@@ -31,6 +36,27 @@ class InputSpec:
     shape: tuple[int, ...]
     dtype: torch.dtype
     batch_axis: int | None
+    preprocessing: Preprocessing | None = None
+
+    @property
+    def raw_dtype(self) -> torch.dtype | None:
+        """The integer type raw values may be handed over in besides `dtype`; None if there is none."""
+        if self.preprocessing is None or not self.preprocessing.whole:
+            return None
+        dtype: torch.dtype = getattr(torch, self.preprocessing.dtype)
+        return dtype
+
+
+def with_network_types(inputs: Sequence[InputSpec], arguments: Any) -> Any:
+    """Raw integers among the arguments of a call as the numbers the network computes with; the rest as it is.
+
+    Where an input of the network is itself of that integer type, nothing tells the two apart and nothing is changed.
+    """
+    kept = {spec.dtype for spec in inputs}
+    types = {spec.raw_dtype: spec.dtype for spec in inputs if spec.raw_dtype not in (None, *kept)}
+    if not types:
+        return arguments
+    return pytree.tree_map_only(torch.Tensor, lambda leaf: leaf.to(types.get(leaf.dtype, leaf.dtype)), arguments)
 
 
 @dataclass(frozen=True, kw_only=True)

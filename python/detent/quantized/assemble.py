@@ -66,6 +66,8 @@ def assemble(graph: Graph, plan: QuantPlan, *, trainable: bool = False) -> Quant
         outputs=tuple(graph.name_of(node) for node in graph.outputs()),
         dynamic_batch=graph.batch.dynamic,
         notes=list(dict.fromkeys([*graph.notes, *plan.notes])),
+        input_dtype=target.input_dtype,
+        output_dtype=target.output_dtype,
     )
 
 

@@ -31,6 +31,7 @@ def check_plan(graph: Graph, plan: QuantPlan, placement: Placement, target: Targ
             f"the plan was made for another model (graph {plan.graph[:12]}, this one is {fingerprint[:12]})",
             remedy="plan again for this model; structure and weights must be those the plan was made for",
         )
+    _check_preprocessing(graph, plan)
     _check_names("activation", plan.activations, placement.activations)
     _check_names("layer", plan.weights, placement.weights)
     for value, point in placement.activations.items():
@@ -78,6 +79,17 @@ def _check_corrections(graph: Graph, plan: QuantPlan, placement: Placement) -> N
             raise ConfigError(
                 f"the layer has {shape[axis]} output channels, its bias correction {len(correction.shift)} numbers",
                 where=name,
+            )
+
+
+def _check_preprocessing(graph: Graph, plan: QuantPlan) -> None:
+    own = {spec.name: spec.preprocessing for spec in graph.inputs if spec.preprocessing is not None}
+    for name in {**own, **plan.preprocessing}:
+        if own.get(name) != plan.preprocessing.get(name):
+            raise ConfigError(
+                f"the plan preprocesses this input by {plan.preprocessing.get(name)}, the graph by {own.get(name)}",
+                where=f"input {name!r}",
+                remedy="capture with preprocessing=plan.preprocessing, or plan again",
             )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -10,8 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import fx, nn
 
+from detent.config import Preprocessing
 from detent.errors import ConfigError
-from detent.graph import InputSpec
+from detent.graph import InputSpec, with_network_types
 from detent.graph.tensors import clone_module
 from detent.records.grid import Grid
 from detent.records.plan import QuantPlan, TensorPlan
@@ -32,7 +32,8 @@ class QuantizedModel(nn.Module):
         outputs: names of the values it returns.
         dynamic_batch: whether any number of samples can be passed.
         notes: non-fatal facts a user should know.
-        preprocessing: what must happen to raw data before the model sees it, for export metadata; None if unknown.
+        input_dtype: element type of inputs in exported files, unless another is asked for.
+        output_dtype: likewise of outputs.
     """
 
     def __init__(
@@ -44,7 +45,8 @@ class QuantizedModel(nn.Module):
         outputs: tuple[str, ...],
         dynamic_batch: bool,
         notes: list[str],
-        preprocessing: dict[str, Any] | None = None,
+        input_dtype: str = "float32",
+        output_dtype: str = "float32",
     ) -> None:
         super().__init__()
         self.graph_module = graph_module
@@ -53,11 +55,13 @@ class QuantizedModel(nn.Module):
         self.output_names = outputs
         self.dynamic_batch = dynamic_batch
         self.notes = notes
-        self.preprocessing = preprocessing
+        self.input_dtype = input_dtype
+        self.output_dtype = output_dtype
         self.train(False)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the quantized network; takes and returns what the float model does."""
+        """Run the quantized network; takes and returns what the float model does, raw input where it preprocesses."""
+        args, kwargs = with_network_types(self.inputs, (args, kwargs))
         return self.graph_module(*args, **kwargs)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
@@ -77,7 +81,8 @@ class QuantizedModel(nn.Module):
             outputs=self.output_names,
             dynamic_batch=self.dynamic_batch,
             notes=list(self.notes),
-            preprocessing=copy.deepcopy(self.preprocessing),
+            input_dtype=self.input_dtype,
+            output_dtype=self.output_dtype,
         )
         return twin.train(self.training)
 
@@ -85,6 +90,11 @@ class QuantizedModel(nn.Module):
     def input_names(self) -> tuple[str, ...]:
         """Names of the tensors it takes, in order."""
         return tuple(spec.name for spec in self.inputs)
+
+    @property
+    def preprocessing(self) -> dict[str, Preprocessing]:
+        """What the model does to raw input, by input name; inputs that are taken as they are have no entry."""
+        return {spec.name: spec.preprocessing for spec in self.inputs if spec.preprocessing is not None}
 
     @property
     def example(self) -> tuple[torch.Tensor, ...]:

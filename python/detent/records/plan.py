@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from detent._registry import unknown_name
 from detent._validation import parse_json
+from detent.config import Preprocessing
 from detent.errors import ConfigError, FormatError
 from detent.records.correction import BiasCorrection
 from detent.records.files import read_text, write_atomically
@@ -27,7 +28,7 @@ _FORMAT: Final = "detent.plan"
 _VERSION: Final = 1
 _FLOAT: Final = "float"
 _TABLES: Final = ("activations", "weights", "bias_corrections")
-_KEYS: Final = ("format", "version", "target", "graph", "samples", "config", "notes", *_TABLES)
+_KEYS: Final = ("format", "version", "target", "graph", "samples", "config", "notes", "preprocessing", *_TABLES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +118,7 @@ class QuantPlan:
         samples: calibration samples behind the statistics.
         notes: non-fatal facts a user should know.
         bias_corrections: what is added to the bias of a layer, by name of the operation that uses the bias.
+        preprocessing: what the network does to raw input, by input name.
     """
 
     target: str
@@ -127,6 +129,7 @@ class QuantPlan:
     samples: int = 0
     notes: tuple[str, ...] = ()
     bias_corrections: Mapping[str, BiasCorrection] = field(default_factory=dict)
+    preprocessing: Mapping[str, Preprocessing] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, entry in self.activations.items():
@@ -177,6 +180,8 @@ class QuantPlan:
             "config": dict(self.config),
             "notes": list(self.notes),
         }
+        if self.preprocessing:
+            head["preprocessing"] = {name: record.to_dict() for name, record in self.preprocessing.items()}
         lines = [f"  {json.dumps(key)}: {_dumps(value)}," for key, value in head.items()]
         for name in _TABLES:
             entries: Mapping[str, TensorPlan | BiasCorrection] = getattr(self, name)
@@ -205,13 +210,16 @@ class QuantPlan:
         for key in data:
             if key not in _KEYS:
                 raise _at(unknown_name("plan key", key, _KEYS), where)
-        missing = sorted(set(_KEYS) - set(data) - {"bias_corrections"})
+        missing = sorted(set(_KEYS) - set(data) - {"bias_corrections", "preprocessing"})
         if missing:
             raise FormatError(f"the plan lacks {', '.join(missing)}", where=where, remedy="restore the file")
         corrections = data.setdefault("bias_corrections", {})
         for table in _TABLES:
             if not isinstance(data[table], dict):
                 raise FormatError(f"`{table}` must be an object", where=where)
+        preprocessing = data.get("preprocessing", {})
+        if not isinstance(preprocessing, dict):
+            raise FormatError("`preprocessing` must be an object", where=where)
         config, samples, notes = data["config"], data["samples"], data["notes"]
         if not isinstance(config, dict) or not isinstance(samples, int) or not isinstance(notes, list):
             raise FormatError("`config`, `samples` or `notes` has the wrong type", where=where)
@@ -224,6 +232,10 @@ class QuantPlan:
             activations={name: TensorPlan.from_dict(entry, name) for name, entry in data["activations"].items()},
             weights={name: TensorPlan.from_dict(entry, name) for name, entry in data["weights"].items()},
             bias_corrections={name: BiasCorrection.from_dict(entry, name) for name, entry in corrections.items()},
+            preprocessing={
+                name: Preprocessing.from_dict(entry, f"{where}: preprocessing: {name}")
+                for name, entry in preprocessing.items()
+            },
         )
 
     def save(self, path: str | Path) -> None:

@@ -1,4 +1,6 @@
-"""Checks every calibration batch against the inputs the model was captured with. Nothing is ever cast or moved."""
+"""Checks every calibration batch against the inputs the model was captured with.
+
+Nothing is cast or moved, but for raw integers where the model's preprocessing declares them."""
 
 from __future__ import annotations
 
@@ -51,14 +53,14 @@ def match_batch(item: Any, graph: Graph, where: str, notes: list[str]) -> list[t
 def fits(item: object, spec: InputSpec) -> bool:
     """Whether `item` could be this input: dtype and every size but that of the batch agree."""
     if isinstance(item, np.ndarray):
-        return str(item.dtype) == _dtype_name(spec.dtype) and _fits_shape(item.shape, spec)
-    return isinstance(item, torch.Tensor) and item.dtype == spec.dtype and _fits_shape(tuple(item.shape), spec)
+        return str(item.dtype) in map(_dtype_name, _dtypes(spec)) and _fits_shape(item.shape, spec)
+    return isinstance(item, torch.Tensor) and item.dtype in _dtypes(spec) and _fits_shape(tuple(item.shape), spec)
 
 
 def describe_input(spec: InputSpec) -> str:
     """`x: float32 [batch, 3, 32, 32]`."""
     sizes = ["batch" if axis == spec.batch_axis else str(size) for axis, size in enumerate(spec.shape)]
-    return f"{spec.name}: {_dtype_name(spec.dtype)} [{', '.join(sizes)}]"
+    return f"{spec.name}: {' or '.join(map(_dtype_name, _dtypes(spec)))} [{', '.join(sizes)}]"
 
 
 def note(notes: list[str], text: str) -> None:
@@ -89,11 +91,13 @@ def _without_labels(item: Any, specs: Sequence[InputSpec], where: str, notes: li
 def _check(item: object, spec: InputSpec, where: str) -> torch.Tensor:
     """View `item` as a tensor if it is the input `spec` describes."""
     tensor = _as_tensor(item, spec, where)
+    if tensor.dtype == spec.raw_dtype:
+        tensor = tensor.to(spec.dtype)
     if tensor.dtype != spec.dtype:
         got, wanted = _dtype_name(tensor.dtype), _dtype_name(spec.dtype)
         remedy = f"convert it as in training, e.g. tensor.to(torch.{wanted}) or array.astype(numpy.{wanted})"
         if tensor.dtype == torch.uint8 and spec.dtype.is_floating_point:
-            remedy += "; raw images need the normalization the model was trained with"
+            remedy += "; raw images need the normalization the model was trained with, see detent.Preprocessing"
         raise CalibrationError(
             f"{where} has dtype {got}, the model takes {wanted}", where=describe_input(spec), remedy=remedy
         )
@@ -163,6 +167,10 @@ def _check_sizes(tensors: Sequence[torch.Tensor], specs: Sequence[InputSpec], wh
             where=", ".join(f"{name}: {size}" for name, size in sizes.items()),
             remedy="give as many samples of each input",
         )
+
+
+def _dtypes(spec: InputSpec) -> list[torch.dtype]:
+    return [dtype for dtype in (spec.raw_dtype, spec.dtype) if dtype is not None]
 
 
 def _dtype_name(dtype: torch.dtype) -> str:

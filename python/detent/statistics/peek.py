@@ -137,6 +137,8 @@ def _by_name(batch: dict[str, Any], parameters: list[inspect.Parameter]) -> Any:
     if known:
         return known
     images = [part for part in batch.values() if part.is_floating_point() and part.ndim > 1]
+    # Raw images are integers, as labels are, but labels have no axes besides the batch.
+    images = images or [part for part in batch.values() if part.ndim > 1]
     if len(names) == 1 and len(images) == 1:
         return images[0]
     raise CalibrationError(

@@ -16,9 +16,10 @@ from detent._validation import FrozenModel
 from detent.errors import ConfigError
 from detent.targets.op_names import OP_NAMES, kind_of
 
-__all__ = ["ActivationRule", "FixedGrid", "OpRule", "Target", "WeightRule"]
+__all__ = ["ActivationRule", "FixedGrid", "IoType", "OpRule", "Target", "WeightRule"]
 
 GridKindName = Literal["power_of_two", "symmetric", "uniform"]
+IoType = Literal["float32", "int8", "uint8", "int16", "uint16"]
 Bits = Annotated[int, Field(ge=1, le=16)]
 
 
@@ -252,6 +253,8 @@ class Target(FrozenModel):
         fusing: chains of operations computed as one, with no quantizer inside; longest match wins.
         quantize_model_inputs: model inputs are quantized even if only float operations read them.
         quantize_model_outputs: model outputs are quantized even if nothing reads them.
+        input_dtype: element type of inputs in exported files, unless another is asked for.
+        output_dtype: likewise of outputs.
         channel_multiples: code width to the number that channel counts are padded to in memory (SIMD width).
     """
 
@@ -265,6 +268,8 @@ class Target(FrozenModel):
     fusing: tuple[tuple[str, ...], ...] = ()
     quantize_model_inputs: bool = True
     quantize_model_outputs: bool = True
+    input_dtype: IoType = "float32"
+    output_dtype: IoType = "float32"
     channel_multiples: dict[int, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
 
     @field_validator("ops")

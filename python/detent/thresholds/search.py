@@ -65,6 +65,9 @@ def _plan_activation(
         return TensorPlan(grid=_prescribed(fixed))
     if point.bounds is not None:
         return TensorPlan(grid=_analytic(point, bits), metric="analytic range")
+    declared = None if point.declared is None else _declared(point, bits, point.declared)
+    if declared is not None:
+        return TensorPlan(grid=declared, metric="declared range")
     observed = _observed(graph, point, statistics)
     (found,) = search_histogram(
         observed.counts,
@@ -135,6 +138,30 @@ def _analytic(point: ActivationPoint, bits: int) -> Grid:
     if point.rule.kind == "power_of_two":
         threshold = float(2.0 ** np.ceil(np.log2(threshold)))
     return Grid.from_dict({"kind": point.rule.kind, "bits": bits, "signed": signed, "threshold": threshold})
+
+
+def _declared(point: ActivationPoint, bits: int, limits: tuple[float, float]) -> Grid | None:
+    """The grid whose codes cover declared limits and nothing else, so that raw whole numbers keep their value.
+
+    None if the target has none, or limits that are whole numbers hold more of them than there are codes: a search may
+    then do better, since clipping what is rare can pay.
+    """
+    lower, upper = min(limits[0], 0.0), max(limits[1], 0.0)
+    codes = 2**bits - 1
+    if lower.is_integer() and upper.is_integer() and upper - lower > codes:
+        return None
+    signed = point.rule.signed if point.rule.signed is not None else lower < 0
+    shared: dict[str, object] = {"kind": point.rule.kind, "bits": bits, "signed": signed}
+    if point.rule.kind == "uniform":
+        return Grid.from_dict({**shared, "lower": lower, "upper": upper})
+    if lower < 0 and not signed:
+        return None
+    half = 2 ** (bits - 1)
+    threshold = max(-lower, upper * half / (half - 1)) if signed else upper * 2**bits / codes
+    if point.rule.kind == "power_of_two":
+        threshold = float(2.0 ** np.ceil(np.log2(threshold)))
+    grid = Grid.from_dict({**shared, "threshold": threshold})
+    return grid if float(grid.scale[0]) <= (upper - lower) / codes * (1 + 1e-6) else None
 
 
 def search_weights(

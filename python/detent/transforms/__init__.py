@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from detent.transforms.absorb_biases import absorb_high_biases
+from detent.transforms.attach_preprocessing import attach_preprocessing
 from detent.transforms.bound_relu6 import bound_relu6
 from detent.transforms.collapse_linear import collapse_linear
 from detent.transforms.collapse_residual import collapse_residual
@@ -18,6 +19,7 @@ from detent.transforms.split_attention import split_attention
 
 __all__ = [
     "absorb_high_biases",
+    "attach_preprocessing",
     "bound_relu6",
     "collapse_linear",
     "collapse_residual",

@@ -1,4 +1,6 @@
-"""Operators that give every channel a gain and a shift: evaluated batch norms, 1x1 depthwise layers, arithmetic."""
+"""Operators that give every channel a gain and a shift: evaluated batch norms, 1x1 depthwise layers, arithmetic.
+
+And the layers behind them, whose kernels can take gain and shift in."""
 
 from __future__ import annotations
 
@@ -11,9 +13,17 @@ from torch import fx
 from detent.graph.graph import Graph, GraphNode
 from detent.graph.roles import argument, argument_names, op_name
 from detent.graph.shapes import concrete_shape
-from detent.transforms.edits import is_pointwise, pads, per_axis
+from detent.transforms.edits import is_pointwise, kernel_is_shared, pads, per_axis, set_kernel
 
-__all__ = ["RESTORED", "Affine", "arithmetic_affine", "norm_affine", "read_affine"]
+__all__ = [
+    "RESTORED",
+    "Affine",
+    "absorb_affine",
+    "arithmetic_affine",
+    "kernel_obstacle",
+    "norm_affine",
+    "read_affine",
+]
 
 RESTORED: Final = "detent_restored"
 """Key of `fx.Node.meta`, true for a batch norm put together from arithmetic: its parameters are those of the sum and
@@ -56,6 +66,37 @@ def read_affine(graph: Graph, item: GraphNode) -> Affine | None:
     if item.kind == "conv":
         return _depthwise_affine(graph, item)
     return arithmetic_affine(graph, item)
+
+
+def kernel_obstacle(graph: Graph, layer: GraphNode) -> str | None:
+    """Why a layer with a stored kernel cannot get another kernel and bias, None if it can."""
+    if kernel_is_shared(graph, layer):
+        return f"the kernel of {layer.name} is also used elsewhere"
+    if layer.bias is None and argument(layer.node, "bias") is not None:
+        return f"the bias of {layer.name} is computed by the network"
+    return None
+
+
+def absorb_affine(graph: Graph, affine: Affine, layer: GraphNode) -> str | None:
+    """Take gain and shift of its input channels into a convolution or linear layer: `W[o, i] s[i]`, `b + sum W t`.
+
+    The layer goes on reading what it reads. A convolution that pads must not be given a shift.
+
+    Returns:
+        What is wrong with the result, in which case nothing is changed; None if it is in place.
+    """
+    assert layer.weight is not None
+    weight = graph.tensor(layer.weight).detach().double()
+    channels = weight.shape[1] * layer.groups
+    # Outputs of group g read inputs g * C_in / groups onwards.
+    spread = [t.expand(channels).reshape(layer.groups, 1, -1) for t in (affine.gain, affine.shift)]
+    per_group = weight.reshape(layer.groups, -1, weight.shape[1], *weight.shape[2:])
+    gain, shift = (t.reshape(*t.shape, *[1] * (weight.dim() - 2)) for t in spread)
+    bias = None if layer.bias is None else graph.tensor(layer.bias).detach().double()
+    if affine.shift.any():
+        added = (per_group * shift).flatten(2).sum(2).flatten()
+        bias = added if bias is None else bias + added
+    return set_kernel(graph, layer, (per_group * gain).reshape(weight.shape), bias)
 
 
 def norm_affine(graph: Graph, norm: GraphNode) -> Affine:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from detent.graph.graph import Graph, GraphNode
-from detent.graph.roles import argument
-from detent.transforms.affine import Affine, read_affine
-from detent.transforms.edits import finish, is_read_once, kernel_is_shared, pads, producer, set_kernel
+from detent.transforms.affine import Affine, absorb_affine, kernel_obstacle, read_affine
+from detent.transforms.edits import finish, is_read_once, pads, producer
 
 __all__ = ["fold_forward"]
 
@@ -68,10 +67,9 @@ def _obstacle(graph: Graph, item: GraphNode, affine: Affine, layer: GraphNode) -
         return "it changes another axis than the layer's input channels"
     if not is_read_once(graph, item.node):
         return f"the output of {item.name} is also used elsewhere"
-    if kernel_is_shared(graph, layer):
-        return f"the kernel of {layer.name} is also used elsewhere"
-    if layer.bias is None and argument(layer.node, "bias") is not None:
-        return f"the bias of {layer.name} is computed by the network"
+    reason = kernel_obstacle(graph, layer)
+    if reason is not None:
+        return reason
     if layer.kind == "conv" and affine.shift.any() and pads(layer):
         return "the layer pads its input with zeros, which the shift does not reach"
     if graph.tensor(layer.weight).dtype != item.dtype:
@@ -80,19 +78,7 @@ def _obstacle(graph: Graph, item: GraphNode, affine: Affine, layer: GraphNode) -
 
 
 def _fold(graph: Graph, affine: Affine, layer: GraphNode) -> str | None:
-    assert layer.weight is not None
-    weight = graph.tensor(layer.weight).detach().double()
-    channels = weight.shape[1] * layer.groups
-    # Outputs of group g read inputs g * C_in / groups onwards.
-    spread = [t.expand(channels).reshape(layer.groups, 1, -1) for t in (affine.gain, affine.shift)]
-    per_group = weight.reshape(layer.groups, -1, weight.shape[1], *weight.shape[2:])
-    gain, shift = (t.reshape(*t.shape, *[1] * (weight.dim() - 2)) for t in spread)
-    bias = None if layer.bias is None else graph.tensor(layer.bias).detach().double()
-    if affine.shift.any():
-        added = (per_group * shift).flatten(2).sum(2).flatten()
-        bias = added if bias is None else bias + added
-    scaled = (per_group * gain).reshape(weight.shape)
-    reason = set_kernel(graph, layer, scaled, bias)
+    reason = absorb_affine(graph, affine, layer)
     if reason is None:
         layer.node.update_arg(0, affine.source)
     return reason
