@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from detent.config.preprocessing import Preprocessing, RawType, Resize, resolve_preprocessing
+from detent.config.preprocessing import Preprocessing, RawType, Resize, assign_records, resolve_preprocessing
 from detent.config.quantization import ActivationMetric, QuantizationConfig, WeightsMetric
 
 __all__ = [
@@ -12,5 +12,6 @@ __all__ = [
     "RawType",
     "Resize",
     "WeightsMetric",
+    "assign_records",
     "resolve_preprocessing",
 ]

@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from detent._registry import unknown_name
 from detent._validation import FrozenModel, config_error
 from detent.errors import ConfigError
 
-__all__ = ["Preprocessing", "RawType", "Resize", "resolve_preprocessing"]
+__all__ = ["Preprocessing", "RawType", "Resize", "assign_records", "resolve_preprocessing"]
 
 RawType = Literal["float32", "int8", "uint8", "int16", "uint16"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -214,7 +215,7 @@ def resolve_preprocessing(given: Any, where: str = "preprocessing") -> Preproces
     Raises:
         ConfigError: a wrong or unknown key, or another type; the error names it.
     """
-    if given is None:
+    if given is None or given == {}:
         return {}
     if isinstance(given, Preprocessing):
         return given
@@ -224,9 +225,36 @@ def resolve_preprocessing(given: Any, where: str = "preprocessing") -> Preproces
             where=where,
         )
     inner = (Preprocessing, Mapping)
-    if given and all(isinstance(value, inner) for value in given.values()) and set(given) != {"resize"}:
+    if all(isinstance(value, inner) for value in given.values()) and set(given) != {"resize"}:
         return {
             name: value if isinstance(value, Preprocessing) else Preprocessing.from_dict(value, f"{where}: {name}")
             for name, value in given.items()
         }
     return Preprocessing.from_dict(given, where)
+
+
+def assign_records(
+    records: Preprocessing | Mapping[str, Preprocessing], names: Mapping[str, str]
+) -> dict[str, Preprocessing]:
+    """The record of each input that has one, by the input's name.
+
+    Args:
+        records: what `resolve_preprocessing` gives.
+        names: every word that stands for an input, and the input's name.
+
+    Raises:
+        ConfigError: one record for several inputs, or a record for an input that is not there.
+    """
+    inputs = list(dict.fromkeys(names.values()))
+    if isinstance(records, Preprocessing):
+        if len(inputs) != 1:
+            raise ConfigError(
+                f"the network has {len(inputs)} inputs and one preprocessing is given",
+                where=", ".join(inputs),
+                remedy="give a dict from input names to records",
+            )
+        return dict.fromkeys(inputs, records)
+    for name in records:
+        if name not in names:
+            raise unknown_name("input in `preprocessing`", name, inputs)
+    return {names[name]: record for name, record in records.items()}

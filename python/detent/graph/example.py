@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from detent.config import Preprocessing
+from detent.config import Preprocessing, assign_records
 from detent.errors import CaptureError
 
 __all__ = ["Example", "bind_example", "normalize_example"]
@@ -85,21 +85,25 @@ def normalize_example(
 
     Raises:
         CaptureError: as `bind_example`.
-        ConfigError: the channels of a record are not those of the example.
+        ConfigError: a record for no input, or channels that are not those of the example.
     """
     if example is None:
         return None
-    bound = bind_example(model.forward, example)
-    arguments = inspect.signature(model.forward).bind(*bound.args, **bound.kwargs).arguments
-    leaves, structure = pytree.tree_flatten_with_path(dict(arguments))
-    normalized = []
-    for path, leaf in leaves:
-        key = "_".join(str(getattr(step, "key", getattr(step, "idx", ""))) for step in path)
-        record = preprocessing if isinstance(preprocessing, Preprocessing) else preprocessing.get(key)
-        if record is not None and isinstance(leaf, torch.Tensor):
-            leaf = torch.from_numpy(record.normalize(leaf.detach().cpu().numpy()))
-        normalized.append(leaf)
-    return pytree.tree_unflatten(normalized, structure)
+    read = bind_example(model.forward, example)
+    bound = inspect.signature(model.forward).bind(*read.args, **read.kwargs)
+    leaves, structure = pytree.tree_flatten_with_path(dict(bound.arguments))
+    paths = [[str(getattr(step, "key", getattr(step, "idx", ""))) for step in path] for path, _ in leaves]
+    values = [leaf for _, leaf in leaves]
+    # An input goes by its whole path or by its last step.
+    tensors = [path for path, value in zip(paths, values, strict=True) if isinstance(value, torch.Tensor)]
+    names = {path[-1]: "_".join(path) for path in tensors} | {"_".join(path): "_".join(path) for path in tensors}
+    records = assign_records(preprocessing, names)
+    for index, path in enumerate(paths):
+        record = records.get("_".join(path))
+        if record is not None:
+            values[index] = torch.from_numpy(record.normalize(values[index].detach().cpu().numpy()))
+    bound.arguments.update(pytree.tree_unflatten(values, structure))
+    return bound.arguments if bound.kwargs else bound.args
 
 
 def _readings(example: Any) -> list[tuple[tuple[Any, ...], dict[str, Any], str]]:

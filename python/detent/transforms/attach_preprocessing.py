@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from detent._registry import unknown_name
-from detent.config import Preprocessing, resolve_preprocessing
+from detent.config import Preprocessing, assign_records, resolve_preprocessing
 from detent.errors import ConfigError
 from detent.graph.graph import Graph
 from detent.graph.layouts import BATCH
@@ -46,7 +45,7 @@ def attach_preprocessing(
     """
     prepared = graph.copy()
     specs = {spec.name: spec for spec in graph.inputs}
-    for name, record in _by_input(preprocessing, specs).items():
+    for name, record in assign_records(resolve_preprocessing(preprocessing), _names(specs)).items():
         _check(record, specs[name])
         specs[name] = replace(specs[name], preprocessing=record)
         _Attachment(prepared, specs[name], record).run()
@@ -54,23 +53,10 @@ def attach_preprocessing(
     return finish(prepared)
 
 
-def _by_input(given: object, specs: Mapping[str, InputSpec]) -> dict[str, Preprocessing]:
-    records = resolve_preprocessing(given)
-    if isinstance(records, Preprocessing):
-        if len(specs) != 1:
-            raise ConfigError(
-                f"the network has {len(specs)} inputs and one preprocessing is given",
-                where=", ".join(specs),
-                remedy="give a dict from input names to records",
-            )
-        return dict.fromkeys(specs, records)
-    names: dict[str, str] = {}
-    for spec in specs.values():
-        names.update({spec.name: spec.name} | ({spec.key: spec.name} if spec.key is not None else {}))
-    for name in records:
-        if name not in names:
-            raise unknown_name("input in `preprocessing`", name, specs)
-    return {names[name]: record for name, record in records.items()}
+def _names(specs: Mapping[str, InputSpec]) -> dict[str, str]:
+    """What inputs are called, by name and by dict key."""
+    keys = {spec.key: name for name, spec in specs.items() if spec.key is not None}
+    return {**keys, **{name: name for name in specs}}
 
 
 def _check(record: Preprocessing, spec: InputSpec) -> None:
