@@ -98,6 +98,13 @@ def test_help_is_immediate_because_torch_is_not_imported() -> None:
     assert "quantize" in done.stdout
 
 
+def test_targets_say_what_kernels_may_have_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert "uniform, codebooks 4/2/3/5/6/7, groups of any" in run("targets", "default").stdout
+    assert "groups of 16/32/64/128" in run("targets", "onnxruntime").stdout
+    assert "codebooks" not in run("targets", "imx500").stdout
+
+
 def test_inspect_refuses_what_it_does_not_know(tmp_path: Path) -> None:
     assert run("inspect", str(tmp_path / "weights.bin")).exit_code == 1
     (tmp_path / "broken.json").write_text("{")

@@ -100,3 +100,22 @@ def test_unknown_and_missing_keys() -> None:
         Grid.from_dict({"kind": "symmetric", "bits": 8, "signed": True, "treshold": 1.0})
     with pytest.raises(ConfigError, match="signed"):
         Grid.from_dict({"kind": "symmetric", "bits": 8, "threshold": 1.0})
+
+
+def test_codes_of_a_codebook_are_places_in_its_table() -> None:
+    grid = Grid.from_dict(
+        {"kind": "lut", "bits": 3, "signed": True, "threshold": [1.0, 2.0], "axis": 0, "table": list(range(-4, 4))}
+    )
+    assert grid.dtype == "uint4"
+    assert grid.has_bias_step
+    assert grid.scale.tolist() == [1 / 128, 2 / 128]
+    assert str(grid) == "lut3s x2 [-0.0625, 0.04688]"
+    assert Grid.from_dict(json.loads(json.dumps(grid.to_dict()))) == grid
+
+
+def test_a_grid_in_groups_says_so() -> None:
+    grid = Grid.from_dict(
+        {"kind": "symmetric", "bits": 4, "signed": True, "threshold": [1.0] * 6, "axis": 0, "group_size": 16}
+    )
+    assert not grid.has_bias_step
+    assert "x6 (groups of 16)" in str(grid)

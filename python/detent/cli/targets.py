@@ -48,6 +48,12 @@ def _show(console: Console, target: Target) -> None:
         inputs = "quantized" if rule.quantize_inputs else "as they come"
         table.add_row(name, _weights(rule), inputs, _output(rule, target.defaults))
     console.print(table)
+    on_request: dict[str, list[str]] = {}
+    for name, rule in target.ops.items():
+        on_request.setdefault(_alternatives(rule), []).append(name)
+    for offered, names in on_request.items():
+        if offered:
+            console.print(f"on request, weights of {', '.join(names)}: {offered}", markup=False)
     for heads, tails in _grouped(target.fusing).items():
         console.print(f"fused: {' | '.join(heads)}, then {' | '.join(tails)}", markup=False)
     for bits, multiple in target.channel_multiples.items():
@@ -73,7 +79,15 @@ def _weights(rule: OpRule) -> str:
     if weights is None:
         return "float"
     scope = "per channel" if weights.per_channel else "per tensor"
-    words = [f"{' or '.join((weights.kind, *weights.other_kinds))} {_widths(weights.bits)} {scope}"]
+    return f"{weights.kind} {_widths(weights.bits)} {scope}"
+
+
+def _alternatives(rule: OpRule) -> str:
+    """What kernels may have on request besides `_weights`."""
+    weights = rule.weights
+    if weights is None:
+        return ""
+    words: list[str] = list(weights.other_kinds)
     if weights.codebook_bits:
         words.append(f"codebooks {_widths(weights.codebook_bits)}")
     if weights.group_sizes:
