@@ -54,7 +54,12 @@ def test_imx500_facts() -> None:
     rule = target.rule("conv")
     assert rule.weights is not None
     assert rule.weights.bits == (8, 4, 2)
-    assert (rule.activations.kind, rule.activations.bits, rule.activations.signed) == ("power_of_two", (8,), None)
+    assert (rule.activations.kind, rule.activations.bits, rule.activations.signed) == ("power_of_two", (8, 16), None)
+    assert rule.activations.at(16).signed is True
+    assert rule.activations.at(8).signed is None
+    assert rule.input_bits == (8,)
+    assert target.rule("add").input_bits == (8, 16)
+    assert target.rule("mean").activations.bits == (8,)
     assert rule.bias_bits is None
     assert ("conv", "prelu") in target.fusing
     assert ("linear", "prelu") not in target.fusing
@@ -69,10 +74,24 @@ def test_tflite_prescribes_grids_exactly() -> None:
     tanh = target.rule("activation", "tanh").fixed_output(8)
     assert tanh is not None
     assert tanh.limits == (-1.0, 127 / 128)
-    assert target.rule("softmax").fixed_output(16) is None
+    in_16_bits = target.rule("softmax").fixed_output(16)
+    assert in_16_bits is not None
+    assert (in_16_bits.scale, in_16_bits.zero_point) == (2.0**-15, 0)
+    assert target.rule("softmax", "log_softmax").activations.bits == (8,)
     assert target.rule("pool").output_grid == "input"
     assert target.rule("cat").inputs_share_output_grid
-    assert target.rule("activation", "gelu") == target.defaults
+    assert target.rule("activation", "silu") == target.defaults
+    assert target.rule("activation", "gelu").activations.bits == (8,)
+
+
+def test_tflite_in_16_bits_is_symmetric_and_of_one_width() -> None:
+    rule = load_target("tflite").rule("conv")
+    assert (rule.activations.kind, rule.activations.at(16).kind, rule.activations.at(16).signed) == (
+        "uniform",
+        "symmetric",
+        True,
+    )
+    assert rule.input_bits == "output"
 
 
 def test_tensorrt_quantizes_only_what_integer_kernels_read() -> None:
@@ -159,6 +178,9 @@ MISTAKES = [
     (with_ops(weights={"kind": "uniform", "bits": [8], "narrow_range": True}), "narrow_range"),
     (with_ops(activations={"kind": "uniform"}), "`signed` must be"),
     (with_ops(activations={"bits": [1]}), "at least 2 bits"),
+    (with_ops(activations={"exceptions": {"16": {"kind": "uniform", "signed": None}}}), "`signed` must be"),
+    (with_ops(activations={"exceptions": {"16": {"kind": "unifrom", "signed": True}}}), "did you mean 'uniform'"),
+    (with_ops(input_bits="outputs"), "input_bits"),
     (with_ops(bias_bits=16), "32"),
     (with_ops(output_grid="input", inputs_share_output_grid=True), "output_grid"),
     (with_ops(fixed_outputs=[{"bits": 8, "signed": True, "scale": 0.1, "zero_point": 200}]), "not a code"),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from detent.targets.load import load_target, target_names
 from detent.targets.op_names import KINDS, OP_NAMES
-from detent.targets.schema import ActivationRule, FixedGrid, IoType, OpRule, Target, WeightRule
+from detent.targets.schema import ActivationRule, FixedGrid, GridKindName, IoType, OpRule, Target, WeightRule
 
 __all__ = [
     "KINDS",
     "OP_NAMES",
     "ActivationRule",
     "FixedGrid",
+    "GridKindName",
     "IoType",
     "OpRule",
     "Target",

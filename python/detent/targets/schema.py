@@ -16,7 +16,16 @@ from detent._validation import FrozenModel
 from detent.errors import ConfigError
 from detent.targets.op_names import OP_NAMES, kind_of
 
-__all__ = ["ActivationRule", "FixedGrid", "IoType", "OpRule", "Target", "WeightRule"]
+__all__ = [
+    "ActivationRule",
+    "FixedGrid",
+    "GridKindName",
+    "IoType",
+    "OpRule",
+    "Target",
+    "WeightRule",
+    "WidthException",
+]
 
 GridKindName = Literal["power_of_two", "symmetric", "uniform"]
 IoType = Literal["float32", "int8", "uint8", "int16", "uint16"]
@@ -137,17 +146,41 @@ class WeightRule(_WidthRule):
         )
 
 
+class WidthException(FrozenModel):
+    """What a target does otherwise at one code width of activations.
+
+    Attributes:
+        kind: rule of the grid there.
+        signed: whether codes are signed there; None decides by the data.
+    """
+
+    kind: GridKindName
+    signed: bool | None
+
+
 class ActivationRule(_WidthRule):
     """How a computed value is quantized: always one grid for the whole tensor.
 
     Attributes:
         signed: whether codes are signed; None decides by the data (a value never below zero gets unsigned codes).
+        exceptions: code width to what differs there (TFLite is uniform at 8 bits and symmetric at 16); one at a width
+            that `bits` does not offer has no effect, so that a target laid over another can offer fewer.
     """
 
     signed: bool | None
+    exceptions: dict[int, WidthException] = Field(default_factory=dict)
+
+    def at(self, bits: int) -> ActivationRule:
+        """The rule at one width, without exceptions."""
+        other = self.exceptions.get(bits, self)
+        update: dict[str, Any] = {"bits": (bits,), "kind": other.kind, "signed": other.signed, "exceptions": {}}
+        return self.model_copy(update=update)
 
     @model_validator(mode="after")
     def _consistent(self) -> ActivationRule:
+        for width, exception in self.exceptions.items():
+            # Built anew, so that the checks below see the rule as it is at that width.
+            ActivationRule(kind=exception.kind, bits=(width,), signed=exception.signed)
         if self.kind == "uniform" and self.signed is None:
             raise ConfigError(
                 "`signed` must be true or false for uniform activations",
@@ -208,6 +241,7 @@ class OpRule(FrozenModel):
             `"none"`: it gets a grid only where an operation with `quantize_inputs` reads it.
         inputs_share_output_grid: all inputs take the grid of the output (concatenation without requantizing).
         fixed_outputs: grids the target prescribes for the output, at most one for each width.
+        input_bits: code widths of inputs it computes with; `"output"`: that of its output; None: any.
         source: where the fact is published.
     """
 
@@ -218,6 +252,7 @@ class OpRule(FrozenModel):
     output_grid: Literal["own", "input", "none"] = "own"
     inputs_share_output_grid: bool = False
     fixed_outputs: tuple[FixedGrid, ...] = ()
+    input_bits: tuple[Bits, ...] | Literal["output"] | None = None
     source: str | None = None
 
     @model_validator(mode="after")
