@@ -3,8 +3,8 @@
     qmodel = detent.quantize(model, data, target="imx500")
     detent.export(qmodel, "model.onnx")
 
-or step by step: `capture`, `calibrate`, `plan`, `apply`. Names are loaded when first used, so that importing
-`detent.kernels` does not import torch.
+or step by step: `capture`, `calibrate`, `plan`, `apply`. Rules for single tensors are in `detent.edit`. Names
+are loaded when first used, so that importing `detent.kernels` does not import torch.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from detent.errors import DetentError
 from detent.kernels.build import build_info
 
 if TYPE_CHECKING:
+    from detent import edit
     from detent.config import Preprocessing, QuantizationConfig
     from detent.exporters import export
     from detent.graph import Graph
-    from detent.pipeline import apply, calibrate, capture, correct_biases, plan, quantize, transform
+    from detent.pipeline import apply, calibrate, capture, correct_biases, plan, quantize, revise, transform
     from detent.quantized import QuantizedModel
     from detent.records.grid import Grid
     from detent.records.plan import QuantPlan
@@ -41,10 +42,12 @@ __all__ = [
     "calibrate",
     "capture",
     "correct_biases",
+    "edit",
     "export",
     "load_target",
     "plan",
     "quantize",
+    "revise",
     "target_names",
     "transform",
 ]
@@ -67,6 +70,7 @@ _HOMES: Final = {
     "load_target": "detent.targets",
     "plan": "detent.pipeline",
     "quantize": "detent.pipeline",
+    "revise": "detent.pipeline",
     "target_names": "detent.targets",
     "transform": "detent.pipeline",
 }
@@ -80,6 +84,8 @@ def get_include() -> str:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "edit":
+        return importlib.import_module("detent.edit")
     if name not in _HOMES:
         raise AttributeError(f"module 'detent' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOMES[name]), name)
@@ -88,4 +94,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted({*globals(), *_HOMES, "edit"})

@@ -5,7 +5,7 @@ Each function is a pure step between values that can be saved; `quantize` is all
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,19 +13,22 @@ from typing import Any
 from torch import nn
 from torch.export import ExportedProgram
 
+from detent._arguments import check_plan_is_of, expect, fingerprint_of, reference_of
 from detent.config import Preprocessing, QuantizationConfig, resolve_preprocessing
-from detent.corrections import correct_analytically, correct_sequentially
+from detent.corrections import correct_analytically, correct_sequentially, corrections_of
+from detent.edit import Rule, resolve_changes, resolve_rules
 from detent.errors import ConfigError
 from detent.graph import Graph
 from detent.graph import capture as capture_graph
 from detent.graph.example import normalize_example
-from detent.graph.placement import correctable_layers, place
+from detent.graph.placement import Placement, correctable_layers, place
 from detent.quantized import QuantizedModel, assemble
-from detent.records.correction import BiasCorrection
+from detent.records.choices import Choices
 from detent.records.plan import QuantPlan
+from detent.records.rules import checked_rules
 from detent.records.statistics import Statistics
 from detent.statistics import Keeping, calibrate, first_batch, first_samples
-from detent.targets import Target, load_target, target_names
+from detent.targets import Target, load_target
 from detent.thresholds import avoid_ties, make_room_for_biases, notes_on_groups, search_grids
 from detent.transforms import (
     absorb_high_biases,
@@ -45,7 +48,18 @@ from detent.transforms import (
     split_attention,
 )
 
-__all__ = ["apply", "calibrate", "capture", "correct_biases", "plan", "quantize", "transform", "values_to_observe"]
+__all__ = [
+    "apply",
+    "calibrate",
+    "capture",
+    "check_rules",
+    "correct_biases",
+    "plan",
+    "quantize",
+    "revise",
+    "transform",
+    "values_to_observe",
+]
 
 
 def capture(
@@ -107,10 +121,10 @@ def transform(
         ConfigError: an unknown option, a value out of range, statistics of another graph, or `shift_negative` for a
             target that it is not for.
     """
-    _expect(graph, Graph, "graph", "detent.capture")
+    expect(graph, Graph, "graph", "detent.capture")
     settings = QuantizationConfig.resolve(config, options)
     if stats is not None:
-        _expect(stats, Statistics, "stats", "detent.calibrate")
+        expect(stats, Statistics, "stats", "detent.calibrate")
         by_statistics = (
             (settings.bias_absorption, absorb_high_biases),
             (settings.softmax_shift, shift_softmax),
@@ -152,6 +166,8 @@ def plan(
     *,
     target: str | Path | Target = "default",
     config: QuantizationConfig | Mapping[str, Any] | None = None,
+    rules: Sequence[Rule] = (),
+    earlier: QuantPlan | None = None,
     **options: Any,
 ) -> QuantPlan:
     """Choose a grid for every tensor that `target` quantizes; no data is read and no forward pass is run.
@@ -161,43 +177,112 @@ def plan(
         stats: what calibration saw of it.
         target: name of a built-in target or path of a target file.
         config: options; single ones can be given by keyword and take precedence.
+        rules: what to decide otherwise for some tensors, from `detent.edit.rule`; later ones win.
+        earlier: a plan for the same graph whose frozen entries are taken over; everything else is decided anew.
         **options: fields of `QuantizationConfig`, e.g. `activation_metric="kl"`, `z_threshold=8.0`.
 
     Raises:
-        ConfigError: unknown target or option, or statistics of another model.
+        ConfigError: unknown target or option, statistics of another model, or a rule that cannot be carried out.
         CalibrationError: the statistics lack a value the target quantizes.
     """
-    _expect(graph, Graph, "graph", "detent.capture")
-    _expect(stats, Statistics, "stats", "detent.calibrate")
-    settings = QuantizationConfig.resolve(config, options)
-    chip, reference = load_target(target), _reference(target)
-    fingerprint = graph.fingerprint()
-    if stats.fingerprint != fingerprint:
-        raise ConfigError(
-            f"the statistics were collected from another model (graph {stats.fingerprint[:12]}, this one is "
-            f"{fingerprint[:12]})",
-            remedy="calibrate this model",
-        )
+    settings, rules = QuantizationConfig.resolve(config, options), checked_rules(rules)
+    chip, reference = load_target(target), reference_of(target)
+    fingerprint = fingerprint_of(graph, stats)
+    if earlier is not None:
+        check_plan_is_of(earlier, fingerprint, "earlier")
     placement = place(graph, chip)
-    activations, weights = search_grids(graph, placement, stats, chip, settings)
-    weights, notes = make_room_for_biases(graph, placement, activations, weights)
-    notes += notes_on_groups(graph, placement, weights, settings.weights_group_size)
-    if settings.tie_free:
-        weights = avoid_ties(graph, placement, activations, weights)
-    corrections: dict[str, BiasCorrection] = {}
-    if settings.bias_correction == "analytic":
-        corrections, more = correct_analytically(graph, placement, stats, activations, weights)
-        notes += more
-    return QuantPlan(
+    choices = resolve_rules(graph, placement, chip, settings, rules, earlier)
+    decided = QuantPlan(
         target=reference,
         graph=fingerprint,
-        activations=activations,
-        weights=weights,
+        activations={},
+        weights={},
         config=settings.differences(),
         samples=stats.samples,
-        notes=tuple(dict.fromkeys([*stats.notes, *placement.notes, *notes])),
-        bias_corrections=corrections,
+        notes=(*stats.notes, *placement.notes),
+        bias_corrections={} if earlier is None else corrections_of(earlier, placement, choices.kept_weights),
+        rules=rules,
         preprocessing={spec.name: spec.preprocessing for spec in graph.inputs if spec.preprocessing is not None},
+    )
+    return _decide(graph, stats, chip, settings, placement, choices, decided)
+
+
+def check_rules(
+    graph: Graph, rules: Sequence[Rule], target: str | Path | Target, config: QuantizationConfig | None = None
+) -> None:
+    """Refuse rules that `plan` could not carry out, so that a mistake does not cost a calibration.
+
+    Raises:
+        ConfigError: as `plan`; the error names the rule as written, the layer and what is allowed.
+    """
+    chip = load_target(target)
+    settings = QuantizationConfig() if config is None else config
+    resolve_rules(graph, place(graph, chip), chip, settings, checked_rules(rules))
+
+
+def revise(graph: Graph, plan: QuantPlan, stats: Statistics, rules: Sequence[Rule]) -> QuantPlan:
+    """A plan in which the tensors that rules mean are decided anew; everything else in it stays, edited by hand or not.
+
+    What the plan's own rules asked for these tensors still holds where the new ones leave it open. A kernel whose bias
+    no longer fits is widened, with a note. Sequential bias corrections of the layers that change are dropped.
+
+    Args:
+        graph: the captured network.
+        plan: made for it.
+        stats: what calibration saw of it.
+        rules: from `detent.edit.rule`; later ones win.
+
+    Raises:
+        ConfigError: the plan or the statistics are of another model, a rule cannot be carried out, or asks for a change
+            of a frozen tensor.
+    """
+    expect(plan, QuantPlan, "plan", "detent.plan or QuantPlan.load")
+    fingerprint = fingerprint_of(graph, stats)
+    check_plan_is_of(plan, fingerprint, "plan")
+    chip, settings, rules = load_target(plan.target), QuantizationConfig.resolve(plan.config, {}), checked_rules(rules)
+    placement = place(graph, chip)
+    choices = resolve_changes(graph, placement, chip, settings, plan, rules)
+    kept = corrections_of(plan, placement, choices.kept_weights)
+    dropped = [name for name, found in plan.bias_corrections.items() if name not in kept and found.method != "analytic"]
+    notes = (
+        [f"rules dropped the measured bias correction of {', '.join(dropped)}; correct biases again"] if dropped else []
+    )
+    decided = replace(plan, bias_corrections=kept, rules=(*plan.rules, *rules), notes=(*plan.notes, *notes))
+    return _decide(graph, stats, chip, settings, placement, choices, decided)
+
+
+def _decide(
+    graph: Graph,
+    stats: Statistics,
+    target: Target,
+    config: QuantizationConfig,
+    placement: Placement,
+    choices: Choices,
+    decided: QuantPlan,
+) -> QuantPlan:
+    """`decided` with all tables filled: grids, room for biases, steps without ties, corrections."""
+    activations, weights = search_grids(graph, placement, stats, target, config, choices)
+    weights, notes = make_room_for_biases(graph, placement, activations, weights, choices.pinned_weights)
+    notes += notes_on_groups(graph, placement, weights, config.weights_group_size)
+    if config.tie_free:
+        weights = avoid_ties(graph, placement, activations, weights, {*choices.pinned_weights, *choices.kept_weights})
+    corrections = dict(decided.bias_corrections)
+    if config.bias_correction == "analytic":
+        found, more = correct_analytically(graph, placement, stats, activations, weights)
+        anew = {
+            user
+            for layer, point in placement.weights.items()
+            if layer not in choices.kept_weights
+            for user in point.users
+        }
+        corrections |= {name: correction for name, correction in found.items() if name in anew}
+        notes += more
+    return replace(
+        decided,
+        activations=activations,
+        weights=weights,
+        bias_corrections=corrections,
+        notes=tuple(dict.fromkeys([*decided.notes, *notes])),
     )
 
 
@@ -205,7 +290,7 @@ def correct_biases(graph: Graph, plan: QuantPlan, data: Any, *, samples: int = 2
     """A plan whose biases make up for quantization, layer by layer behind quantized and corrected predecessors.
 
     Runs the float and the quantized network once over the samples. A correction that does not help on the last
-    quarter of them is left out, and a note names the layer.
+    quarter of them is left out, and a note names the layer. Layers whose kernel is frozen stay as they are.
 
     Args:
         graph: the captured network.
@@ -217,15 +302,20 @@ def correct_biases(graph: Graph, plan: QuantPlan, data: Any, *, samples: int = 2
         CalibrationError: there are fewer than two samples, or they do not fit the model.
         ConfigError: the plan is not for this graph.
     """
-    _expect(graph, Graph, "graph", "detent.capture")
-    _expect(plan, QuantPlan, "plan", "detent.plan or QuantPlan.load")
+    expect(graph, Graph, "graph", "detent.capture")
+    expect(plan, QuantPlan, "plan", "detent.plan or QuantPlan.load")
     batches = first_samples(graph, data, samples, parts=4)
-    bare = replace(plan, bias_corrections={})
-    layers = list(correctable_layers(graph, place(graph, load_target(plan.target))))
+    placement = place(graph, load_target(plan.target))
+    frozen = [layer for layer, entry in plan.weights.items() if entry.frozen and layer in placement.weights]
+    kept = corrections_of(plan, placement, frozen)
+    bare = replace(plan, bias_corrections=kept)
+    correctable = correctable_layers(graph, placement)
+    layers = [name for name, point in correctable.items() if point.layer not in frozen]
     quantized = assemble(graph, bare).graph_module
     held_out = max(1, len(batches) // 4)
     corrections, notes = correct_sequentially(graph, quantized, layers, batches, held_out)
-    return replace(bare, bias_corrections=corrections, notes=tuple(dict.fromkeys([*plan.notes, *notes])))
+    notes = [*plan.notes, *notes]
+    return replace(bare, bias_corrections={**kept, **corrections}, notes=tuple(dict.fromkeys(notes)))
 
 
 def values_to_observe(
@@ -255,29 +345,9 @@ def apply(graph: Graph, plan: QuantPlan, *, trainable: bool = False) -> Quantize
     Raises:
         ConfigError: the plan asks for something the graph or the target cannot do; the error names the tensor.
     """
-    _expect(graph, Graph, "graph", "detent.capture")
-    _expect(plan, QuantPlan, "plan", "detent.plan or QuantPlan.load")
+    expect(graph, Graph, "graph", "detent.capture")
+    expect(plan, QuantPlan, "plan", "detent.plan or QuantPlan.load")
     return assemble(graph, plan, trainable=trainable)
-
-
-def _reference(target: str | Path | Target) -> str:
-    """What a plan calls its target: the name of a built-in one, or the path of a file."""
-    if not isinstance(target, Target):
-        return str(target)
-    if target.name in target_names() and load_target(target.name) == target:
-        return target.name
-    raise ConfigError(
-        "a plan refers to its target by name or path, and this one is an object",
-        where=f"target {target.name!r}",
-        remedy="pass the path of its file; target.model_dump_json() gives the text to save",
-    )
-
-
-def _expect(value: object, kind: type, name: str, maker: str) -> None:
-    if not isinstance(value, kind):
-        raise ConfigError(
-            f"`{name}` must be a {kind.__name__}, got a {type(value).__name__}", remedy=f"pass what {maker} returns"
-        )
 
 
 def quantize(
@@ -287,6 +357,7 @@ def quantize(
     target: str | Path | Target = "default",
     config: QuantizationConfig | Mapping[str, Any] | None = None,
     preprocessing: Preprocessing | Mapping[str, Preprocessing | Mapping[str, Any]] | None = None,
+    rules: Sequence[Rule] = (),
     progress: bool = True,
     **options: Any,
 ) -> QuantizedModel:
@@ -300,6 +371,7 @@ def quantize(
         config: options; single ones can be given by keyword and take precedence.
         preprocessing: what turns raw input into what the model was trained on, one record or records by input name;
             the data are raw then.
+        rules: what to decide otherwise for some tensors, from `detent.edit.rule`; later ones win.
         progress: show progress on a terminal.
         **options: fields of `QuantizationConfig`.
 
@@ -307,9 +379,9 @@ def quantize(
         DetentError: its subclasses, as the steps do.
     """
     # What can be refused without running the model is refused first.
-    settings = QuantizationConfig.resolve(config, options)
+    settings, rules = QuantizationConfig.resolve(config, options), checked_rules(rules)
     load_target(target)
-    _reference(target)
+    reference_of(target)
     records = resolve_preprocessing(preprocessing)
     example, data = first_batch(data, model)
     graph = transform(capture(model, example, preprocessing=records), target=target, config=settings)
@@ -322,8 +394,9 @@ def quantize(
         data = Keeping(data, settings.bias_correction_samples)
     # Only what this plan reads is observed; a user who wants to decide again calibrates once for everything.
     values = values_to_observe(graph, target, settings)
+    check_rules(graph, rules, target, settings)
     stats = calibrate(graph, data, progress=progress, values=values, channels=analytic)
-    decided = plan(graph, stats, target=target, config=settings)
+    decided = plan(graph, stats, target=target, config=settings, rules=rules)
     if sequential:
         data = data.kept if isinstance(data, Keeping) else data
         decided = correct_biases(graph, decided, data, samples=settings.bias_correction_samples)

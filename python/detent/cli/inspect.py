@@ -43,6 +43,8 @@ def _show_plan(console: Console, plan: QuantPlan) -> None:
     console.print(f"plan for target {plan.target}, from {plan.samples} samples", markup=False)
     if plan.config:
         console.print("options: " + ", ".join(f"{name}={value}" for name, value in plan.config.items()), markup=False)
+    for number, rule in enumerate(plan.rules, 1):
+        console.print(f"rule {number}: {rule!r}", markup=False, soft_wrap=True)
     for title, entries in (("weights", plan.weights), ("activations", plan.activations)):
         table = Table(title, "grid", "mean error", "by", box=None, pad_edge=False)
         for name, entry in entries.items():
@@ -56,7 +58,8 @@ def _show_plan(console: Console, plan: QuantPlan) -> None:
 def _grid(entry: TensorPlan) -> str:
     if entry.same_as is not None:
         return f"same as {entry.same_as}"
-    return "float" if entry.grid is None else str(entry.grid).replace("[", r"\[")
+    grid = "float" if entry.grid is None else str(entry.grid).replace("[", r"\[")
+    return f"{grid} frozen" if entry.frozen else grid
 
 
 def _show_statistics(console: Console, statistics: Statistics) -> None:

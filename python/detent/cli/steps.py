@@ -16,6 +16,7 @@ from detent._validation import parse_json
 from detent.config import Preprocessing, QuantizationConfig, resolve_preprocessing
 from detent.errors import FormatError
 from detent.exporters import check_io_type
+from detent.pipeline import check_rules
 from detent.records.files import read_text
 from detent.statistics import first_batch
 from detent.targets import load_target
@@ -46,6 +47,7 @@ def quantize_to_folder(
     *,
     target: str,
     options: Mapping[str, Any],
+    rules: Path | None,
     preprocessing: Path | None,
     resume: bool,
     export: Export | None,
@@ -65,6 +67,7 @@ def quantize_to_folder(
     if export is not None:
         check_io_type(export.inputs, "input")
         check_io_type(export.outputs, "output")
+    asked = () if rules is None else detent.edit.load_rules(rules)
     _make_folder(out)
     with _step(console, "capture"):
         example, _ = first_batch(data, model)
@@ -73,6 +76,7 @@ def quantize_to_folder(
         with _step(console, "transform"):
             first = detent.calibrate(graph, data, progress=console.is_terminal)
             graph = detent.transform(graph, first, target=target, config=config)
+    check_rules(graph, asked, target, config)
     partial = out / "calibration.partial"
     if not resume:
         partial.unlink(missing_ok=True)
@@ -84,7 +88,7 @@ def quantize_to_folder(
             raise KeyboardInterrupt(f"no file was left half-written{kept}") from None
         statistics.save(out / "statistics.safetensors")
     with _step(console, "plan"):
-        plan = detent.plan(graph, statistics, target=target, config=config)
+        plan = detent.plan(graph, statistics, target=target, config=config, rules=asked)
         if config.bias_correction == "sequential":
             plan = detent.correct_biases(graph, plan, data, samples=config.bias_correction_samples)
         plan.save(out / "plan.json")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 from rich.console import Console
@@ -40,13 +40,15 @@ def targets(
         _show(console, load_target(name))
 
 
+_SIGN: Final = {True: "signed", False: "unsigned", None: "sign from data"}
+
+
 def _show(console: Console, target: Target) -> None:
     console.print(str(target), markup=False)
     console.print(f"activations: {_activations(target.defaults)}; bias: {_bias(target.defaults)}")
     table = Table("operation", "weights", "inputs", "output", box=None, pad_edge=False)
     for name, rule in {**target.ops, "all others": target.defaults}.items():
-        inputs = "quantized" if rule.quantize_inputs else "as they come"
-        table.add_row(name, _weights(rule), inputs, _output(rule, target.defaults))
+        table.add_row(name, _weights(rule), _inputs(rule), _output(rule, target.defaults))
     console.print(table)
     on_request: dict[str, list[str]] = {}
     for name, rule in target.ops.items():
@@ -97,8 +99,21 @@ def _alternatives(rule: OpRule) -> str:
 
 
 def _activations(rule: OpRule) -> str:
-    sign = {True: "signed", False: "unsigned", None: "sign from data"}[rule.activations.signed]
-    return f"{rule.activations.kind} {_widths(rule.activations.bits)} {sign}"
+    usual = f"{rule.activations.kind} {_widths(rule.activations.bits)} {_SIGN[rule.activations.signed]}"
+    special = [
+        f"{width} is {exception.kind} {_SIGN[exception.signed]}"
+        for width, exception in rule.activations.exceptions.items()
+        if width in rule.activations.bits
+    ]
+    return ", ".join([usual, *special])
+
+
+def _inputs(rule: OpRule) -> str:
+    if not rule.quantize_inputs:
+        return "as they come"
+    if rule.input_bits is None:
+        return "quantized"
+    return "as wide as the output" if rule.input_bits == "output" else f"{_widths(rule.input_bits)} bits"
 
 
 def _bias(rule: OpRule) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from detent.config.preprocessing import Preprocessing, RawType, Resize, assign_records, resolve_preprocessing
-from detent.config.quantization import ActivationMetric, QuantizationConfig, WeightsMetric
+from detent.config.quantization import ActivationMetric, QuantizationConfig, WeightsGrid, WeightsMetric
 
 __all__ = [
     "ActivationMetric",
@@ -11,6 +11,7 @@ __all__ = [
     "QuantizationConfig",
     "RawType",
     "Resize",
+    "WeightsGrid",
     "WeightsMetric",
     "assign_records",
     "resolve_preprocessing",

@@ -35,7 +35,7 @@ def correct_analytically(
     *,
     inputs: bool = False,
 ) -> tuple[dict[str, BiasCorrection], list[str]]:
-    """The correction of every layer with a quantized kernel, and a note for each that has none.
+    """The correction of every layer with a quantized kernel that is not frozen, and a note for each that has none.
 
     Zero padding is taken for part of the data: at the border the mean is smaller than assumed.
 
@@ -50,7 +50,7 @@ def correct_analytically(
     corrections, notes = {}, []
     for name, point in correctable_layers(graph, placement).items():
         layer, grid = graph.find(name), weights[point.layer].grid
-        if grid is None:
+        if grid is None or weights[point.layer].frozen:
             continue
         source = graph.name_of(layer.data[0])
         observed = statistics.tensors.get(source)

@@ -6,9 +6,9 @@ operation have none; the rest follows the target's rules (`targets.schema.OpRule
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,16 @@ from detent.graph.shapes import is_float, is_tensor
 from detent.graph.shifts import SHIFT, UNSIGNED
 from detent.targets import ActivationRule, OpRule, Target, WeightRule
 
-__all__ = ["ActivationPoint", "Placement", "WeightPoint", "correctable_layers", "per_bias_entry", "place"]
+__all__ = [
+    "ActivationPoint",
+    "Placement",
+    "WeightPoint",
+    "WidthLimit",
+    "correctable_layers",
+    "first_misfit",
+    "per_bias_entry",
+    "place",
+]
 
 _ANALYTIC: Final = frozenset({"softmax", "sigmoid", "hardsigmoid"})
 """Operations whose whole output range is worth codes: both limits are known and both are approached."""
@@ -82,11 +91,38 @@ class WeightPoint:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WidthLimit:
+    """Code widths that an operation reads one of its inputs in.
+
+    Args:
+        reader: name of the operation.
+        value: the quantized value it reads.
+        output: the quantized value it, or the fused operation it is in, computes; None without one.
+        widths: the widths it reads; `"output"` for that of its output.
+    """
+
+    reader: str
+    value: str
+    output: str | None
+    widths: tuple[int, ...] | Literal["output"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Where grids go, in execution order."""
+    """Where grids go, in execution order.
+
+    Args:
+        activations: value name to its point.
+        weights: layer name to its point.
+        fused: value computed inside a fused operation to the value that operation ends in.
+        limits: code widths that operations read their inputs in.
+        notes: non-fatal facts for the user.
+    """
 
     activations: dict[str, ActivationPoint]
     weights: dict[str, WeightPoint]
+    fused: dict[str, str] = field(default_factory=dict)
+    limits: tuple[WidthLimit, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -102,6 +138,7 @@ class _Planner:
     target: Target
     drafts: dict[fx.Node, _Draft] = field(default_factory=dict)
     inside: set[fx.Node] = field(default_factory=set)
+    fused: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -110,6 +147,7 @@ class _Planner:
     def run(self) -> Placement:
         for group in fused_groups(self.graph, self.target.fusing):
             self.inside.update(member.node for member in group[:-1])
+            self.fused.update({member.name: group[-1].name for member in group[:-1]})
         nodes = self.graph.nodes()
         for node in nodes:
             self._place_output(node)
@@ -123,7 +161,13 @@ class _Planner:
         ties = self._ties(nodes)
         activations = self._activations(nodes, ties)
         self._note_float_preparation(nodes)
-        return Placement(activations=activations, weights=self._weights(nodes), notes=tuple(self.notes))
+        return Placement(
+            activations=activations,
+            weights=self._weights(nodes),
+            fused=self.fused,
+            limits=tuple(self._limits(nodes, activations)),
+            notes=tuple(self.notes),
+        )
 
     def _rule(self, role: OpRole | None) -> OpRule:
         return self.target.defaults if role is None else self.target.rule(role.kind, role.name)
@@ -238,6 +282,21 @@ class _Planner:
         for name, values in floats.items():
             self.notes.append(f"{', '.join(values)}: raw input {name} is prepared in float here on {self.target.name}")
 
+    def _limits(self, nodes: Iterable[GraphNode], activations: Mapping[str, ActivationPoint]) -> Iterator[WidthLimit]:
+        for node in nodes:
+            # What only moves values (a reshape) reads any width; a pooling or padding is an operation of the target.
+            if node.op is None or node.kind in ("input", "preserving"):
+                continue
+            rule = self._rule(node.op)
+            if rule.input_bits is None or not rule.quantize_inputs:
+                continue
+            output = self.fused.get(node.name, node.name)
+            for operand in node.data:
+                value = self._grid_of(operand)
+                if value is not None:
+                    known = output if output in activations else None
+                    yield WidthLimit(reader=node.name, value=value, output=known, widths=rule.input_bits)
+
     def _weights(self, nodes: Iterable[GraphNode]) -> dict[str, WeightPoint]:
         users: dict[str, list[GraphNode]] = {}
         for node in nodes:
@@ -277,6 +336,25 @@ def _declared(members: Iterable[fx.Node]) -> tuple[float, float] | None:
     if len(known) < len(ranges):
         return None
     return min(low for low, _ in known), max(high for _, high in known)
+
+
+def first_misfit(placement: Placement, bits_of: Callable[[str], int | None]) -> tuple[WidthLimit, str] | None:
+    """The first input in a width that its reader does not take, with the widths it does take in words.
+
+    Args:
+        placement: where grids go.
+        bits_of: width of a quantized value, None if it is kept in float.
+    """
+    for limit in placement.limits:
+        bits = bits_of(limit.value)
+        widths = limit.widths
+        if widths == "output":
+            of_output = None if limit.output is None else bits_of(limit.output)
+            widths = () if of_output is None else (of_output,)
+        if bits is not None and widths and bits not in widths:
+            reason = ", the width of its output" if limit.widths == "output" else ""
+            return limit, f"{', '.join(map(str, sorted(widths)))} bits{reason}"
+    return None
 
 
 def correctable_layers(graph: Graph, placement: Placement) -> dict[str, WeightPoint]:

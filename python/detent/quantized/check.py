@@ -9,7 +9,7 @@ import numpy as np
 from detent._registry import unknown_name
 from detent.errors import ConfigError
 from detent.graph import Graph
-from detent.graph.placement import Placement, WeightPoint, correctable_layers
+from detent.graph.placement import Placement, WeightPoint, correctable_layers, first_misfit
 from detent.graph.shapes import concrete_shape
 from detent.records.grid import LUT_STEPS, Grid
 from detent.records.plan import QuantPlan, TensorPlan
@@ -49,8 +49,9 @@ def check_plan(graph: Graph, plan: QuantPlan, placement: Placement, target: Targ
             if grid.axis is not None:
                 raise ConfigError("activations have one grid for the whole tensor, remove `axis`", where=value)
             _check_width(grid.bits, point.rule.bits, value, target)
-            _check_kind(grid.kind, point.rule.kinds, value, target)
-            _check_sign(grid, point.rule.signed, value, target)
+            rule = point.rule.at(grid.bits)
+            _check_kind(grid.kind, rule.kinds, value, target)
+            _check_sign(grid, rule.signed, value, target)
             if point.same_as is None:
                 _check_prescribed(grid, point.op_rule, value, target)
     for layer, weight_point in placement.weights.items():
@@ -64,6 +65,23 @@ def check_plan(graph: Graph, plan: QuantPlan, placement: Placement, target: Targ
             _check_shape(graph, weight.grid, weight_point)
             _check_bias(weight, weight_point, target)
     _check_corrections(graph, plan, placement)
+    _check_readers(plan, placement, target)
+
+
+def _check_readers(plan: QuantPlan, placement: Placement, target: Target) -> None:
+    def bits_of(value: str) -> int | None:
+        grid = plan.activation_grid(value)
+        return None if grid is None else grid.bits
+
+    found = first_misfit(placement, bits_of)
+    if found is not None:
+        limit, widths = found
+        raise ConfigError(
+            f"the value has {bits_of(limit.value)} bits in the plan, but {limit.reader} reads {widths} on target "
+            f"{target.name!r}",
+            where=limit.value,
+            remedy="edit `bits` of the values around that operation",
+        )
 
 
 def _check_corrections(graph: Graph, plan: QuantPlan, placement: Placement) -> None:

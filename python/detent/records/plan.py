@@ -2,8 +2,9 @@
 
 The plan is JSON that a person can read and edit; it is also the per-layer configuration file. Keys of `activations` are
 value names of the graph, keys of `weights` are layer names. Changing `bits`, `threshold`, `lower` or `upper` is enough:
-steps and zero points follow (see `Grid`). Setting an entry to `"float"` keeps that tensor in float. `bias_corrections`
-may be edited, or left out.
+steps and zero points follow (see `Grid`). Setting an entry to `"float"` keeps that tensor in float. `"frozen": true` in
+an entry makes later stages and later plans take it as it is. `bias_corrections` may be edited, or left out. `rules` are
+those the plan was made with; editing them changes nothing until it is made again.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from detent.errors import ConfigError, FormatError
 from detent.records.correction import BiasCorrection
 from detent.records.files import read_text, write_atomically
 from detent.records.grid import Grid
+from detent.records.rules import Rule, rules_from_data
 
 __all__ = ["QuantPlan", "TensorPlan", "grid_of"]
 
@@ -28,7 +30,19 @@ _FORMAT: Final = "detent.plan"
 _VERSION: Final = 1
 _FLOAT: Final = "float"
 _TABLES: Final = ("activations", "weights", "bias_corrections")
-_KEYS: Final = ("format", "version", "target", "graph", "samples", "config", "notes", "preprocessing", *_TABLES)
+_KEYS: Final = (
+    "format",
+    "version",
+    "target",
+    "graph",
+    "samples",
+    "config",
+    "rules",
+    "notes",
+    "preprocessing",
+    *_TABLES,
+)
+_OPTIONAL: Final = frozenset({"rules", "preprocessing", "bias_corrections"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +55,7 @@ class TensorPlan:
         error: mean quantization error per element in `metric`, estimated when the grid was chosen; None if edited.
         metric: the error metric the grid was chosen by.
         bias_bits: width of the bias codes, weights only; None leaves the bias in float.
+        frozen: later stages leave the tensor as it is, and a plan made anew takes it over.
     """
 
     grid: Grid | None
@@ -48,18 +63,21 @@ class TensorPlan:
     error: float | None = None
     metric: str | None = None
     bias_bits: int | None = None
+    frozen: bool = False
 
     def to_dict(self) -> dict[str, Any] | str:
         """Plain data; a tensor kept in float is the word `"float"`."""
         if self.same_as is not None:
             return {"same_as": self.same_as}
-        if self.grid is None:
+        if self.grid is None and not self.frozen:
             return _FLOAT
-        data: dict[str, Any] = {"grid": self.grid.to_dict()}
+        data: dict[str, Any] = {"grid": _FLOAT if self.grid is None else self.grid.to_dict()}
         for name in ("error", "metric", "bias_bits"):
             value = getattr(self, name)
             if value is not None:
                 data[name] = value
+        if self.frozen:
+            data["frozen"] = True
         return data
 
     @classmethod
@@ -69,7 +87,7 @@ class TensorPlan:
             return cls(grid=None)
         if not isinstance(data, Mapping):
             raise ConfigError(f"an entry is an object or the word {_FLOAT!r}, got {data!r}", where=where)
-        known = {"grid", "same_as", "error", "metric", "bias_bits"}
+        known = {"grid", "same_as", "error", "metric", "bias_bits", "frozen"}
         for key in data:
             if key not in known:
                 raise _at(unknown_name("plan key", key, known), where)
@@ -77,6 +95,11 @@ class TensorPlan:
             if len(data) > 1:
                 raise ConfigError("`same_as` stands alone: the grid is that of the named tensor", where=where)
             return cls(grid=None, same_as=str(data["same_as"]))
+        frozen = data.get("frozen", False)
+        if not isinstance(frozen, bool):
+            raise ConfigError(f"`frozen` must be true or false, got {frozen!r}", where=where)
+        if data.get("grid") == _FLOAT:
+            return cls(grid=None, frozen=frozen)
         if not isinstance(data.get("grid"), Mapping):
             raise ConfigError("an entry needs a `grid` object, `same_as`, or to be 'float'", where=where)
         try:
@@ -92,7 +115,8 @@ class TensorPlan:
         if bias_bits not in (None, 32):
             raise ConfigError(f"`bias_bits` must be 32 or absent, got {bias_bits!r}", where=where)
         metric = data.get("metric")
-        return cls(grid=grid, error=error, metric=None if metric is None else str(metric), bias_bits=bias_bits)
+        metric = None if metric is None else str(metric)
+        return cls(grid=grid, error=error, metric=metric, bias_bits=bias_bits, frozen=frozen)
 
 
 def grid_of(activations: Mapping[str, TensorPlan], name: str) -> Grid | None:
@@ -119,6 +143,7 @@ class QuantPlan:
         notes: non-fatal facts a user should know.
         bias_corrections: what is added to the bias of a layer, by name of the operation that uses the bias.
         preprocessing: what the network does to raw input, by input name.
+        rules: what was asked for single tensors when the plan was made, in order.
     """
 
     target: str
@@ -130,6 +155,7 @@ class QuantPlan:
     notes: tuple[str, ...] = ()
     bias_corrections: Mapping[str, BiasCorrection] = field(default_factory=dict)
     preprocessing: Mapping[str, Preprocessing] = field(default_factory=dict)
+    rules: tuple[Rule, ...] = ()
 
     def __post_init__(self) -> None:
         for name, entry in self.activations.items():
@@ -178,6 +204,7 @@ class QuantPlan:
             "graph": self.graph,
             "samples": self.samples,
             "config": dict(self.config),
+            "rules": [rule.to_dict() for rule in self.rules],
             "notes": list(self.notes),
         }
         if self.preprocessing:
@@ -210,7 +237,7 @@ class QuantPlan:
         for key in data:
             if key not in _KEYS:
                 raise _at(unknown_name("plan key", key, _KEYS), where)
-        missing = sorted(set(_KEYS) - set(data) - {"bias_corrections", "preprocessing"})
+        missing = sorted(set(_KEYS) - set(data) - _OPTIONAL)
         if missing:
             raise FormatError(f"the plan lacks {', '.join(missing)}", where=where, remedy="restore the file")
         corrections = data.setdefault("bias_corrections", {})
@@ -228,6 +255,7 @@ class QuantPlan:
             graph=str(data["graph"]),
             samples=samples,
             config=config,
+            rules=rules_from_data(data.get("rules", []), f"{where}: rules"),
             notes=tuple(str(note) for note in notes),
             activations={name: TensorPlan.from_dict(entry, name) for name, entry in data["activations"].items()},
             weights={name: TensorPlan.from_dict(entry, name) for name, entry in data["weights"].items()},

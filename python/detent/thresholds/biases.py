@@ -6,7 +6,7 @@ channel's threshold costs nothing measurable, since its weights hardly matter.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -27,12 +27,16 @@ def make_room_for_biases(
     placement: Placement,
     activations: Mapping[str, TensorPlan],
     weights: Mapping[str, TensorPlan],
+    pinned: Collection[str] = (),
 ) -> tuple[dict[str, TensorPlan], list[str]]:
-    """Raise kernel thresholds where a bias would not fit; returns the entries and a note for each raised kernel."""
+    """Raise kernel thresholds where a bias would not fit; returns the entries and a note for each raised kernel.
+
+    Kernels of the layers in `pinned` stay as they are.
+    """
     roomy, notes = dict(weights), []
     for layer, point in placement.weights.items():
         grid = weights[layer].grid
-        if weights[layer].bias_bits is None or grid is None:
+        if weights[layer].bias_bits is None or grid is None or layer in pinned:
             continue
         least = np.zeros(grid.size)
         for user, source in zip(point.users, point.inputs, strict=True):

@@ -6,6 +6,8 @@ No forward pass happens here. An activation's histogram, or a kernel's raw value
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Final
 
 import numpy as np
 
@@ -17,6 +19,8 @@ from detent.graph.tensors import read_tensor
 from detent.kernels.histogram_search import HistogramSearch, search_histogram
 from detent.kernels.statistics import StatisticsAccumulator
 from detent.kernels.threads import map_in_threads, num_threads
+from detent.records.choice import TensorChoice
+from detent.records.choices import Choices
 from detent.records.grid import Grid
 from detent.records.plan import TensorPlan
 from detent.records.statistics import Statistics, TensorStatistics
@@ -25,50 +29,81 @@ from detent.thresholds.kernel_grids import group_size_of, search_codebook_grid, 
 
 __all__ = ["search_activations", "search_grids", "search_weights"]
 
+_OPEN: Final = Choices()
+"""Nothing is asked for any tensor."""
+
 
 def search_grids(
-    graph: Graph, placement: Placement, statistics: Statistics, target: Target, config: QuantizationConfig
+    graph: Graph,
+    placement: Placement,
+    statistics: Statistics,
+    target: Target,
+    config: QuantizationConfig,
+    choices: Choices = _OPEN,
 ) -> tuple[dict[str, TensorPlan], dict[str, TensorPlan]]:
     """The entries of all activations and of all kernels; raises as the two searches do."""
     if num_threads() == 1:
-        activations = search_activations(graph, placement, statistics, target, config)
-        return activations, search_weights(graph, placement, target, config)
+        activations = search_activations(graph, placement, statistics, target, config, choices)
+        return activations, search_weights(graph, placement, target, config, choices)
     # Kernels take kernel time, histograms mostly interpreter time: together they fill the cores.
     with ThreadPoolExecutor(1, "detent") as background:
-        weights = background.submit(search_weights, graph, placement, target, config)
-        return search_activations(graph, placement, statistics, target, config), weights.result()
+        weights = background.submit(search_weights, graph, placement, target, config, choices)
+        return search_activations(graph, placement, statistics, target, config, choices), weights.result()
 
 
 def search_activations(
-    graph: Graph, placement: Placement, statistics: Statistics, target: Target, config: QuantizationConfig
+    graph: Graph,
+    placement: Placement,
+    statistics: Statistics,
+    target: Target,
+    config: QuantizationConfig,
+    choices: Choices = _OPEN,
 ) -> dict[str, TensorPlan]:
-    """The entry of every activation that `placement` quantizes, in its order.
+    """The entry of every activation that `placement` quantizes, in its order; `choices` come before `config`.
 
     Raises:
         CalibrationError: the statistics lack a value.
         ConfigError: the target does not offer the requested width.
     """
-    return {
-        value: TensorPlan(grid=None, same_as=point.same_as)
-        if point.same_as is not None
-        else _plan_activation(graph, point, statistics, target, config)
-        for value, point in placement.activations.items()
-    }
+
+    def entry(value: str, point: ActivationPoint) -> TensorPlan:
+        if point.same_as is not None:
+            return TensorPlan(grid=None, same_as=point.same_as)
+        if value in choices.kept_activations:
+            return choices.kept_activations[value]
+        choice = choices.of_activation(value)
+        found = _plan_activation(graph, point, statistics, target, config, choice)
+        return replace(found, frozen=bool(choice.freeze))
+
+    return {value: entry(value, point) for value, point in placement.activations.items()}
 
 
 def _plan_activation(
-    graph: Graph, point: ActivationPoint, statistics: Statistics, target: Target, config: QuantizationConfig
+    graph: Graph,
+    point: ActivationPoint,
+    statistics: Statistics,
+    target: Target,
+    config: QuantizationConfig,
+    choice: TensorChoice,
 ) -> TensorPlan:
-    bits = point.rule.choose_bits(config.activation_bits, what="activations", target=target.name)
-    fixed = point.op_rule.fixed_output(bits)
+    if choice.keep_float or choice.grid is not None:
+        return TensorPlan(grid=choice.grid)
+    bits = choice.bits or point.rule.choose_bits(config.activation_bits, what="activations", target=target.name)
+    fixed, rule = point.op_rule.fixed_output(bits), point.rule.at(bits)
+    kind = choice.kind or rule.kind
     if fixed is not None:
-        return TensorPlan(grid=_prescribed(fixed))
-    if point.bounds is not None:
-        return TensorPlan(grid=_analytic(point, bits), metric="analytic range")
-    declared = None if point.declared is None else _declared(point, bits, point.declared)
-    if declared is not None:
-        return TensorPlan(grid=declared, metric="declared range")
+        return TensorPlan(grid=_prescribed(fixed, kind))
+    if choice.limits_by_hand:
+        signed = bool(_observed(graph, point, statistics).minimum < 0) if rule.signed is None else rule.signed
+        return TensorPlan(grid=Grid.from_dict({"kind": kind, "bits": bits, "signed": signed, **choice.limits}))
+    if point.bounds is not None and not choice.searched:
+        return TensorPlan(grid=_analytic(point.bounds, rule.signed, kind, bits), metric="analytic range")
+    if point.declared is not None and not choice.searched:
+        declared = _declared(point.declared, rule.signed, kind, bits)
+        if declared is not None:
+            return TensorPlan(grid=declared, metric="declared range")
     observed = _observed(graph, point, statistics)
+    metric = choice.metric or config.activation_metric
     (found,) = search_histogram(
         observed.counts,
         observed.first_bin,
@@ -77,17 +112,17 @@ def _plan_activation(
         maximum=observed.maximum,
         zeros=observed.zeros,
         bits=[bits],
-        grid=point.rule.kind,
-        metric=config.activation_metric,
-        p=config.p,
-        signed=point.rule.signed,
-        z_threshold=config.z_threshold,
+        grid=kind,
+        metric=metric,
+        p=choice.p or config.p,
+        signed=rule.signed,
+        z_threshold=choice.z_threshold or config.z_threshold,
         mean=observed.mean,
         std=observed.std,
         min_threshold=config.min_threshold,
-        holding=None if point.rule.kind == "uniform" else point.holds,
+        holding=None if kind == "uniform" else point.holds,
     )
-    return TensorPlan(grid=_found_grid(point.rule.kind, found), error=found.error, metric=config.activation_metric)
+    return TensorPlan(grid=_found_grid(kind, found), error=found.error, metric=metric)
 
 
 def _observed(graph: Graph, point: ActivationPoint, statistics: Statistics) -> TensorStatistics:
@@ -120,27 +155,27 @@ def _found_grid(kind: str, found: HistogramSearch) -> Grid:
     return Grid.from_dict({"kind": kind, "bits": found.bits, "signed": found.signed, "threshold": found.threshold})
 
 
-def _prescribed(fixed: FixedGrid) -> Grid:
-    lower, upper = fixed.limits
-    return Grid.from_dict(
-        {"kind": "uniform", "bits": fixed.bits, "signed": fixed.signed, "lower": lower, "upper": upper}
-    )
+def _prescribed(fixed: FixedGrid, kind: str) -> Grid:
+    data = {"kind": kind, "bits": fixed.bits, "signed": fixed.signed}
+    if kind == "uniform":
+        lower, upper = fixed.limits
+        return Grid.from_dict({**data, "lower": lower, "upper": upper})
+    return Grid.from_dict({**data, "threshold": fixed.scale * (1 << (fixed.bits - fixed.signed))})
 
 
-def _analytic(point: ActivationPoint, bits: int) -> Grid:
+def _analytic(bounds: tuple[float, float], signed: bool | None, kind: str, bits: int) -> Grid:
     """The grid that just covers limits known beforehand, such as a sigmoid's [0, 1]."""
-    assert point.bounds is not None
-    lower, upper = point.bounds
-    signed = point.rule.signed if point.rule.signed is not None else lower < 0
-    if point.rule.kind == "uniform":
+    lower, upper = bounds
+    signed = lower < 0 if signed is None else signed
+    if kind == "uniform":
         return Grid.from_dict({"kind": "uniform", "bits": bits, "signed": signed, "lower": lower, "upper": upper})
     threshold = max(abs(lower), abs(upper))
-    if point.rule.kind == "power_of_two":
+    if kind == "power_of_two":
         threshold = float(2.0 ** np.ceil(np.log2(threshold)))
-    return Grid.from_dict({"kind": point.rule.kind, "bits": bits, "signed": signed, "threshold": threshold})
+    return Grid.from_dict({"kind": kind, "bits": bits, "signed": signed, "threshold": threshold})
 
 
-def _declared(point: ActivationPoint, bits: int, limits: tuple[float, float]) -> Grid | None:
+def _declared(limits: tuple[float, float], signed: bool | None, kind: str, bits: int) -> Grid | None:
     """The grid whose codes cover declared limits and nothing else, so that raw whole numbers keep their value.
 
     None if the target has none, or limits that are whole numbers hold more of them than there are codes: a search may
@@ -150,24 +185,24 @@ def _declared(point: ActivationPoint, bits: int, limits: tuple[float, float]) ->
     codes = 2**bits - 1
     if lower.is_integer() and upper.is_integer() and upper - lower > codes:
         return None
-    signed = point.rule.signed if point.rule.signed is not None else lower < 0
-    shared: dict[str, object] = {"kind": point.rule.kind, "bits": bits, "signed": signed}
-    if point.rule.kind == "uniform":
+    signed = lower < 0 if signed is None else signed
+    shared: dict[str, object] = {"kind": kind, "bits": bits, "signed": signed}
+    if kind == "uniform":
         return Grid.from_dict({**shared, "lower": lower, "upper": upper})
     if lower < 0 and not signed:
         return None
     half = 2 ** (bits - 1)
     threshold = max(-lower, upper * half / (half - 1)) if signed else upper * 2**bits / codes
-    if point.rule.kind == "power_of_two":
+    if kind == "power_of_two":
         threshold = float(2.0 ** np.ceil(np.log2(threshold)))
     grid = Grid.from_dict({**shared, "threshold": threshold})
     return grid if float(grid.scale[0]) <= (upper - lower) / codes * (1 + 1e-6) else None
 
 
 def search_weights(
-    graph: Graph, placement: Placement, target: Target, config: QuantizationConfig
+    graph: Graph, placement: Placement, target: Target, config: QuantizationConfig, choices: Choices = _OPEN
 ) -> dict[str, TensorPlan]:
-    """The entry of every kernel that `placement` quantizes, in its order.
+    """The entry of every kernel that `placement` quantizes, in its order; `choices` come before `config`.
 
     Raises:
         CalibrationError: a kernel holds NaN or infinity.
@@ -175,13 +210,22 @@ def search_weights(
     """
 
     def entry(point: WeightPoint) -> TensorPlan:
-        return _plan_weight(graph, point, target, config)
+        if point.layer in choices.kept_weights:
+            return choices.kept_weights[point.layer]
+        choice = choices.of_weights(point.layer)
+        return replace(_plan_weight(graph, point, target, config, choice), frozen=bool(choice.freeze))
 
     points = placement.weights
     return dict(zip(points, map_in_threads(entry, points.values()), strict=True))
 
 
-def _plan_weight(graph: Graph, point: WeightPoint, target: Target, config: QuantizationConfig) -> TensorPlan:
+def _plan_weight(
+    graph: Graph, point: WeightPoint, target: Target, config: QuantizationConfig, choice: TensorChoice
+) -> TensorPlan:
+    if choice.keep_float:
+        return TensorPlan(grid=None)
+    if choice.grid is not None:
+        return TensorPlan(grid=choice.grid, bias_bits=point.bias_bits if choice.grid.has_bias_step else None)
     weight = read_tensor(graph.module, point.parameter).detach()
     if not bool(weight.isfinite().all()):
         raise CalibrationError(
@@ -189,10 +233,17 @@ def _plan_weight(graph: Graph, point: WeightPoint, target: Target, config: Quant
             where=_location(graph, point.layer),
             remedy="check the checkpoint; a network with such weights cannot be quantized",
         )
+    config = _for_kernel(config, choice)
     kind = _kind_of(config) or point.rule.kind
     point.rule.require_kind(kind, where=point.layer, target=target.name)
     what = "codebooks" if kind == "lut" else "weights"
     bits = point.rule.choose_bits(config.weights_bits, what=what, target=target.name, kind=kind, where=point.layer)
+    if choice.limits_by_hand:
+        channels = 1 if point.axis is None else weight.shape[point.axis]
+        limits = {name: np.broadcast_to(values, channels) for name, values in choice.limits.items()}
+        narrow = point.rule.narrow_range and kind != "uniform"
+        form = {"kind": kind, "bits": bits, "signed": True, "axis": point.axis, "narrow_range": narrow}
+        return TensorPlan(grid=Grid.from_dict({**form, **limits}), bias_bits=point.bias_bits)
     if kind == "lut":
         grid, error = search_codebook_grid(weight.numpy(), bits, point, config)
     else:
@@ -200,6 +251,18 @@ def _plan_weight(graph: Graph, point: WeightPoint, target: Target, config: Quant
         grid, error = search_kernel_grid(weight.numpy(), kind, bits, point, group_size, config)
     bias_bits = point.bias_bits if grid.has_bias_step else None
     return TensorPlan(grid=grid, error=error, metric=config.weights_metric, bias_bits=bias_bits)
+
+
+def _for_kernel(config: QuantizationConfig, choice: TensorChoice) -> QuantizationConfig:
+    """The configuration as it is for a kernel of which something is asked."""
+    asked = {
+        "weights_bits": choice.bits,
+        "weights_grid": choice.kind,
+        "weights_metric": choice.metric,
+        "weights_group_size": choice.group_size,
+        "p": choice.p,
+    }
+    return config.model_copy(update={name: value for name, value in asked.items() if value is not None})
 
 
 def _kind_of(config: QuantizationConfig) -> str | None:

@@ -13,7 +13,7 @@ what PyTorch computes is what onnxruntime computes, and what an integer runtime 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -43,17 +43,18 @@ def avoid_ties(
     placement: Placement,
     activations: Mapping[str, TensorPlan],
     weights: Mapping[str, TensorPlan],
+    pinned: Collection[str] = (),
 ) -> dict[str, TensorPlan]:
     """The kernel entries with thresholds moved to tie-free steps, where input, kernel and output all have a grid.
 
     Symmetric kernels and codebooks only: powers of two multiply exactly, and their rare ties are ties everywhere. A
-    kernel with several users is moved for the first.
+    kernel with several users is moved for the first. Kernels of the layers in `pinned` stay as they are.
     """
     users = {node.node: node for node in graph.nodes()}
     moved = dict(weights)
     for layer, point in placement.weights.items():
         grid = weights[layer].grid
-        if grid is None or not _movable(grid):
+        if grid is None or not _movable(grid) or layer in pinned:
             continue
         source, output = point.inputs[0], _output(graph, point, placement, users)
         before, after = (None if name is None else grid_of(activations, name) for name in (source, output))

@@ -1,0 +1,45 @@
+"""`Choices`: everything asked for single tensors of one graph, before their grids are searched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from detent.records.choice import TensorChoice
+from detent.records.plan import TensorPlan
+
+__all__ = ["Choices"]
+
+_NOTHING: Final = TensorChoice()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """What is asked for single tensors; those that are not named are decided as the configuration says.
+
+    Args:
+        activations: value name to what is asked for it; only values with a grid of their own.
+        weights: layer name to what is asked for its kernel, by the first layer that uses it.
+        kept_activations: finished entries that stay as they are, whatever else is asked.
+        kept_weights: the same for kernels.
+    """
+
+    activations: Mapping[str, TensorChoice] = field(default_factory=dict)
+    weights: Mapping[str, TensorChoice] = field(default_factory=dict)
+    kept_activations: Mapping[str, TensorPlan] = field(default_factory=dict)
+    kept_weights: Mapping[str, TensorPlan] = field(default_factory=dict)
+
+    def of_activation(self, value: str) -> TensorChoice:
+        """What is asked for a value; an empty choice if nothing."""
+        return self.activations.get(value, _NOTHING)
+
+    def of_weights(self, layer: str) -> TensorChoice:
+        """What is asked for a layer's kernel; an empty choice if nothing."""
+        return self.weights.get(layer, _NOTHING)
+
+    @property
+    def pinned_weights(self) -> frozenset[str]:
+        """Layers whose kernel's grid the stages behind the search leave alone."""
+        asked = {layer for layer, choice in self.weights.items() if choice.pinned}
+        return frozenset(asked | set(self.kept_weights))
