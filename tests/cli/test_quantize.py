@@ -72,6 +72,33 @@ def test_a_saved_program_gives_the_same_plan_as_the_module(
     assert len(from_file.weights) == len(from_module.weights)
 
 
+def test_rules_come_from_a_file_and_are_shown(data: Path, tmp_path: Path) -> None:
+    rule = detent.edit.rule(detent.edit.op("add"), detent.edit.activations(bits=16, freeze=True))
+    detent.edit.save_rules([rule], tmp_path / "rules.json")
+    arguments = ("quantize", FACTORY, "--data", data, "--out", tmp_path / "out", "--rules", tmp_path / "rules.json")
+    result = run(*arguments, "--no-onnx")
+    assert result.exit_code == 0, result.output
+    plan = detent.QuantPlan.load(tmp_path / "out" / "plan.json")
+    assert plan.rules == (rule,)
+    assert [name for name in plan.activations if plan.activation_grid(name).bits == 16] == ["relu1", "relu3"]
+    shown = run("inspect", tmp_path / "out" / "plan.json").stdout
+    assert "rule 1: rule(op('add'), activations(bits=16, freeze=True))" in shown
+    assert shown.count("frozen") == 2
+
+
+def test_wrong_rules_stop_before_calibration(data: Path, tmp_path: Path) -> None:
+    rules = tmp_path / "rules.json"
+    rules.write_text('[{"where": {"name": "stem2"}, "weights": {"bits": 4}}]')
+    result = run("quantize", FACTORY, "--data", data, "--out", tmp_path / "out", "--rules", rules)
+    assert result.exit_code == 1
+    assert "rule(name('stem2'), weights(bits=4)) matches nothing" in result.stderr
+    assert list((tmp_path / "out").iterdir()) == []
+    rules.write_text('[{"where": {"nam": "stem"}, "weights": {"bits": 4}}]')
+    result = run("quantize", FACTORY, "--data", data, "--out", tmp_path / "out", "--rules", rules)
+    assert "did you mean 'name'" in result.stderr
+    assert "rule 1" in result.stderr
+
+
 def test_resume_leaves_nothing_behind(data: Path, quantized: tuple[Path, Result], tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = run("quantize", FACTORY, "--data", data, "--target", "imx500", "--out", out, "--resume", "--no-onnx")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Final
+from typing import Final, cast
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from detent.records.choices import Choices
 from detent.records.grid import Grid
 from detent.records.plan import TensorPlan
 from detent.records.statistics import Statistics, TensorStatistics
-from detent.targets import FixedGrid, Target
+from detent.targets import FixedGrid, GridKindName, Target
 from detent.thresholds.kernel_grids import group_size_of, search_codebook_grid, search_kernel_grid
 
 __all__ = ["search_activations", "search_grids", "search_weights"]
@@ -90,7 +90,7 @@ def _plan_activation(
         return TensorPlan(grid=choice.grid)
     bits = choice.bits or point.rule.choose_bits(config.activation_bits, what="activations", target=target.name)
     fixed, rule = point.op_rule.fixed_output(bits), point.rule.at(bits)
-    kind = choice.kind or rule.kind
+    kind = rule.kind if choice.kind is None else cast(GridKindName, choice.kind)  # no target offers codebooks here
     if fixed is not None:
         return TensorPlan(grid=_prescribed(fixed, kind))
     if choice.limits_by_hand:
