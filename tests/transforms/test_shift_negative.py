@@ -301,8 +301,9 @@ def narrow_target(folder: Path, **activations: Any) -> str:
         "version": "1",
         "description": "imx500 with other activations.",
         "sources": [],
-        "defaults": {"weights": None, "bias_bits": None, "activations": rule},
-        "ops": {"conv": {"weights": {"kind": "symmetric", "bits": [8]}}},
+        "defaults": {"weights": None, "bias_bits": None, "activations": rule, "input_bits": None},
+        # What the target says about the widths of single operations is taken back.
+        "ops": {name: {"activations": rule, "input_bits": None} for name in detent.load_target("imx500").ops},
     }
     path.write_text(json.dumps(entry), encoding="utf-8")
     return str(path)
