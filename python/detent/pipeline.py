@@ -21,7 +21,7 @@ from detent.errors import ConfigError
 from detent.graph import Graph
 from detent.graph import capture as capture_graph
 from detent.graph.example import normalize_example
-from detent.graph.placement import Placement, correctable_layers, place
+from detent.graph.placement import Placement, bias_input, correctable_layers, place
 from detent.quantized import QuantizedModel, assemble
 from detent.records.choices import Choices
 from detent.records.plan import QuantPlan
@@ -329,7 +329,8 @@ def values_to_observe(
     points = placement.activations.values()
     needed = [member for point in points if not point.constant for member in point.members]
     if config is not None and config.bias_correction == "analytic":
-        needed += [graph.name_of(graph.find(layer).data[0]) for layer in correctable_layers(graph, placement)]
+        layers = map(graph.find, correctable_layers(graph, placement))
+        needed += [graph.name_of(bias_input(graph, layer)) for layer in layers]
     return tuple(dict.fromkeys(needed))
 
 

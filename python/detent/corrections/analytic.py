@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from detent.graph import Graph, GraphNode
-from detent.graph.placement import Placement, correctable_layers
+from detent.graph.placement import Placement, bias_input, correctable_layers
 from detent.graph.roles import argument
-from detent.kernels.quantize import fake_quantize, lut_fake_quantize
+from detent.graph.shifts import COMPENSATED
 from detent.records.correction import BiasCorrection
 from detent.records.grid import Grid
 from detent.records.plan import TensorPlan, grid_of
@@ -52,7 +52,7 @@ def correct_analytically(
         layer, grid = graph.find(name), weights[point.layer].grid
         if grid is None or weights[point.layer].frozen:
             continue
-        source = graph.name_of(layer.data[0])
+        source = graph.name_of(bias_input(graph, layer))
         observed = statistics.tensors.get(source)
         mean = None if observed is None or not _sums_over_channels(graph, layer) else observed.channel_mean
         if observed is None or mean is None:
@@ -60,8 +60,10 @@ def correct_analytically(
             continue
         assert layer.weight is not None
         kernel = graph.tensor(layer.weight).detach().cpu().contiguous().numpy()
-        rounded = _quantized(kernel, grid)
-        shift = _moved(layer, rounded.astype(np.float64) - kernel, np.asarray(mean, np.float64))
+        rounded = grid.round(kernel)
+        # What a rewrite added to the input is taken back exactly when the plan is applied.
+        unshifted = np.asarray(mean, np.float64) - layer.node.meta.get(COMPENSATED, 0.0)
+        shift = _moved(layer, rounded.astype(np.float64) - kernel, unshifted)
         value = point.inputs[point.users.index(name)]
         if inputs and value is not None and value in statistics:
             moved = _mean_shift(statistics[value], grid_of(activations, value))
@@ -72,20 +74,12 @@ def correct_analytically(
 
 def _sums_over_channels(graph: Graph, layer: GraphNode) -> bool:
     """Whether the axis the kernel sums over is the one that the input's statistics call channels."""
-    name = graph.name_of(layer.data[0])
+    name = graph.name_of(bias_input(graph, layer))
     source = graph.find(name) if name in graph else None
     if source is None or source.shape is None or layer.weight is None:
         return False
     spatial = 0 if layer.kind == "linear" else graph.tensor(layer.weight).dim() - 2
     return source.channel_axis == len(source.shape) - spatial - 1
-
-
-def _quantized(kernel: npt.NDArray[np.float32], grid: Grid) -> npt.NDArray[np.float32]:
-    if grid.table is not None:
-        return lut_fake_quantize(kernel, grid.scale, grid.table, axis=grid.axis)
-    return fake_quantize(
-        kernel, grid.scale, grid.zero_point, grid.qmin, grid.qmax, axis=grid.axis, group_size=grid.group_size
-    )
 
 
 def _moved(layer: GraphNode, kernel: npt.NDArray[np.float64], mean: Vector) -> Vector:

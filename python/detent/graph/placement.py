@@ -19,7 +19,7 @@ from detent.graph.names import PREPARES, RANGE
 from detent.graph.patterns import fused_groups
 from detent.graph.roles import OpRole, argument
 from detent.graph.shapes import is_float, is_tensor
-from detent.graph.shifts import SHIFT, UNSIGNED
+from detent.graph.shifts import FILL, SHIFT, UNSIGNED
 from detent.targets import ActivationRule, OpRule, Target, WeightRule
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "Placement",
     "WeightPoint",
     "WidthLimit",
+    "bias_input",
     "correctable_layers",
     "first_misfit",
     "per_bias_entry",
@@ -367,6 +368,17 @@ def correctable_layers(graph: Graph, placement: Placement) -> dict[str, WeightPo
                 if not computed and user.channel_axis is not None:
                     found[user.name] = point
     return {node.name: found[node.name] for node in graph.nodes() if node.name in found}
+
+
+def bias_input(graph: Graph, layer: GraphNode) -> fx.Node:
+    """The value whose means tell how a layer's bias is to be corrected: what it reads, without padding.
+
+    Padding that a rewrite took out of the operator is no more part of the data than it was inside.
+    """
+    value = layer.data[0]
+    while FILL in value.meta:
+        value = graph.find(graph.name_of(value)).data[0]
+    return value
 
 
 def per_bias_entry(steps: npt.NDArray[np.float32], channels: int) -> npt.NDArray[np.float32]:

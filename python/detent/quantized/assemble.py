@@ -15,8 +15,8 @@ from detent.errors import ConfigError
 from detent.graph import Graph, GraphNode
 from detent.graph.placement import WeightPoint, per_bias_entry, place
 from detent.graph.roles import argument, argument_names
-from detent.graph.shifts import FILL
-from detent.kernels.quantize import fake_quantize, lut_fake_quantize, lut_quantize, quantize
+from detent.graph.shifts import COMPENSATED, FILL
+from detent.kernels.quantize import lut_quantize, quantize
 from detent.quantized.check import check_plan
 from detent.quantized.editor import GraphEditor
 from detent.quantized.model import QuantizedModel
@@ -138,15 +138,15 @@ class _Assembly:
         step at most, a fraction of a code of the output, so that accumulator plus bias is a whole number of steps
         (`thresholds.ties` relies on it).
         """
-        correction = self.plan.bias_corrections.get(node.name)
-        if node.bias is None and correction is None:
+        added = self._added_to_bias(point, node)
+        if node.bias is None and added is None:
             return
         stored = None if node.bias is None else self.graph.tensor(node.bias).detach().cpu().numpy()
-        bias = stored if correction is None else (0.0 if stored is None else stored) + correction.shift
+        bias = stored if added is None else (0.0 if stored is None else stored) + added
         assert bias is not None
         steps = self._bias_steps(point, node, source, len(bias))
         if steps is None:
-            if correction is not None:
+            if added is not None:
                 self._read_bias(point, node, "corrected", bias)
             return
         multiples = np.rint(bias.astype(np.float64) / steps.astype(np.float64))
@@ -155,6 +155,23 @@ class _Assembly:
             return
         codes = _bias_codes(multiples, bias, steps, node.name)
         self._read_bias(point, node, "codes", codes, steps, np.zeros(len(steps), np.int32))
+
+    def _added_to_bias(self, point: WeightPoint, node: GraphNode) -> npt.NDArray[np.float32] | None:
+        """The plan's correction, and for a shifted input what the rounding of the kernel makes of the shift.
+
+        The float bias takes a shift s back by s sum W, but the codes compute s sum Q(W); like a zero point's, the
+        product is known beforehand.
+        """
+        correction, grid = self.plan.bias_corrections.get(node.name), self.plan.weights[point.layer].grid
+        amount, added = node.node.meta.get(COMPENSATED), None if correction is None else correction.shift
+        if amount is None or grid is None or node.weight is None:
+            return added
+        kernel = np.ascontiguousarray(self.graph.tensor(node.weight).detach().cpu().numpy())
+        lost = kernel.astype(np.float64) - grid.round(kernel)
+        if node.kind == "conv_transposed":  # [C_in, C_out / groups, 1, ...]
+            lost = lost.reshape(node.groups, -1, kernel.shape[1]).swapaxes(1, 2).reshape(-1, len(kernel) // node.groups)
+        missing = (amount * lost.reshape(len(lost), -1).sum(axis=1)).astype(np.float32)
+        return missing if added is None else added + missing
 
     def _bias_steps(
         self, point: WeightPoint, node: GraphNode, source: str | None, channels: int
@@ -213,13 +230,9 @@ class _Assembly:
         if grid is None:
             return
         number = np.array([argument(node.node, "value")], np.float32)
-        if grid.table is None:
-            (filling,) = fake_quantize(number, grid.scale, grid.zero_point, grid.qmin, grid.qmax)
-        else:
-            (filling,) = lut_fake_quantize(number, grid.scale, grid.table)
         call = self.editor.copies[node.node]
         given = {name: argument(call, name) for name in argument_names(call)}
-        call.args, call.kwargs = tuple({**given, "value": float(filling)}.values()), {}
+        call.args, call.kwargs = tuple({**given, "value": float(grid.round(number)[0])}.values()), {}
 
     def _fake_quantize(self, anchor: fx.Node, node: fx.Node, path: str, grid: Grid) -> fx.Node:
         scale = self.editor.store(f"{path}_scale", grid.scale)

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from detent._registry import unknown_name
 from detent.errors import ConfigError
+from detent.kernels.quantize import fake_quantize, lut_fake_quantize
 
 __all__ = ["GRID_KINDS", "LUT_STEPS", "Grid", "GridKind"]
 
@@ -203,6 +204,14 @@ class Grid:
         The values of a codebook of whole numbers are such multiples too; `check_plan` holds kernels to that.
         """
         return self.group_size is None
+
+    def round(self, values: FloatVector) -> FloatVector:
+        """The values of the grid nearest to float32 `values`, whose axes are those of the tensor it is for."""
+        if self.table is not None:
+            return lut_fake_quantize(values, self.scale, self.table, axis=self.axis)
+        return fake_quantize(
+            values, self.scale, self.zero_point, self.qmin, self.qmax, axis=self.axis, group_size=self.group_size
+        )
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Grid) and self.to_dict() == other.to_dict()

@@ -14,7 +14,7 @@ from detent.graph.layouts import BATCH
 from detent.graph.names import LAYER, NAME, SOURCE
 from detent.graph.roles import argument, argument_names, first_argument, op_name
 from detent.graph.shapes import concrete_shape, value_of
-from detent.graph.shifts import FILL, SHIFT, UNSIGNED
+from detent.graph.shifts import COMPENSATED, FILL, SHIFT, UNSIGNED
 from detent.transforms.channel_factors import grouped_kernel
 from detent.transforms.channel_paths import KERNELS
 from detent.transforms.edits import is_pointwise, pads, parameter_path, per_axis, read_kernel, store_tensor
@@ -247,6 +247,7 @@ class _Editor:
             before=item.node,
         )
         read_kernel(item.node, item.weight, bias)
+        item.node.meta[COMPENSATED] = amount
 
     def _shift(self, item: GraphNode, amount: float) -> fx.Node:
         users = list(item.node.users)
