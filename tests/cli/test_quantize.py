@@ -108,6 +108,14 @@ def test_resume_leaves_nothing_behind(data: Path, quantized: tuple[Path, Result]
     assert again == before
 
 
+def test_rewrites_by_statistics_are_asked_for(data: Path, tmp_path: Path) -> None:
+    arguments = ("quantize", FACTORY, "--data", data, "--out", tmp_path, "--target", "imx500", "--no-onnx")
+    result = run(*arguments, "--shift-negative")
+    assert result.exit_code == 0, result.output
+    assert "transform" in result.stdout
+    assert dict(detent.QuantPlan.load(tmp_path / "plan.json").config) == {"shift_negative": True}
+
+
 def test_an_interrupted_calibration_says_how_to_go_on(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

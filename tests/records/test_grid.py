@@ -119,3 +119,12 @@ def test_a_grid_in_groups_says_so() -> None:
     )
     assert not grid.has_bias_step
     assert "x6 (groups of 16)" in str(grid)
+
+
+def test_rounding_takes_the_nearest_value_of_the_grid() -> None:
+    values = np.array([[-0.3, 0.2], [5.0, 0.6]], np.float32)
+    plain = Grid.from_dict({"kind": "symmetric", "bits": 2, "signed": True, "threshold": [1.0, 2.0], "axis": 0})
+    np.testing.assert_array_equal(plain.round(values), np.array([[-0.5, 0.0], [1.0, 1.0]], np.float32))
+    table = {"kind": "lut", "bits": 2, "signed": True, "threshold": 1.0, "table": [-128, -32, 32, 64]}
+    codebook = Grid.from_dict(table)
+    np.testing.assert_array_equal(codebook.round(values), np.array([[-0.25, 0.25], [0.5, 0.5]], np.float32))

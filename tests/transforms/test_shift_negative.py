@@ -18,6 +18,7 @@ from detent.config import QuantizationConfig
 from detent.errors import ConfigError
 from detent.graph import Graph, capture
 from detent.graph.placement import place
+from detent.pipeline import values_to_observe
 from detent.records.grid import Grid
 from detent.records.statistics import Statistics
 from detent.targets import load_target
@@ -389,3 +390,40 @@ def test_from_one_call() -> None:
     with torch.no_grad():
         assert float((qmodel(x) - model(x)).abs().max()) < 0.1
     np.testing.assert_array_equal(qmodel.plan.config["shift_negative_ratio"], 0.2)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+@pytest.mark.parametrize("correction", ["none", "analytic"])
+def test_rounding_kernels_does_not_meet_the_shift(bits: int, correction: str) -> None:
+    """With activations in float, a network with coarse kernels computes the same whether its values are shifted."""
+    build = SHIFTED["depthwise"][0] if bits == 4 else SHIFTED["transposed_pointwise"][0]
+    model = build()
+    graph, stats, x = calibrated(model)
+    after = shift_negative(graph, stats, IMX500, QuantizationConfig(**ANY_TAIL))
+    outputs = []
+    for one in (graph, after):
+        seen = detent.calibrate(one, [x], progress=False)
+        plan = detent.plan(one, seen, target="imx500", weights_bits=bits, bias_correction=correction)
+        assert set(plan.bias_corrections) == (set() if correction == "none" else {"0", "2"})
+        for name in plan.activations:
+            plan = plan.with_activation(name, None)
+        with torch.no_grad():
+            outputs.append(detent.apply(one, plan)(x))
+    assert (outputs[0] - model(x)).abs().max() > 1e-2
+    assert (outputs[1] - outputs[0]).abs().max() <= 1e-5 * outputs[0].abs().max()
+
+
+def test_means_are_those_of_the_data_without_padding() -> None:
+    graph, stats, x = calibrated(two(nn.SiLU(), padding=1))
+    after = shift_negative(graph, stats, IMX500, QuantizationConfig(**ANY_TAIL))
+    assert "2.pad" in after
+    observed = values_to_observe(after, "imx500", QuantizationConfig(bias_correction="analytic"))
+    assert "1.shifted" in observed
+    assert "2.pad" not in observed
+    found = [
+        detent.plan(one, detent.calibrate(one, [x], progress=False), target="imx500", bias_correction="analytic")
+        for one in (graph, after)
+    ]
+    for layer in ("0", "2"):
+        before, now = (plan.bias_corrections[layer].shift for plan in found)
+        np.testing.assert_allclose(now, before, rtol=1e-3, atol=1e-5)
