@@ -21,19 +21,19 @@ py::tuple search(const py::array& w, int bits, bool power_of_two, bool shared, s
   require_dtype<float>(starts, "starts");
   require(starts.ndim() == 2 && starts.shape(0) >= 1 && starts.shape(1) == channels,
           "starts must be one row or more of ", channels, " thresholds, got ", shape_text(starts));
-  const auto first = py::array_t<float, py::array::c_style>::ensure(starts);
-  for (py::ssize_t i = 0; i < first.size(); ++i) {
-    require(first.data()[i] > 0.0f && first.data()[i] <= 0x1p127f, "starts must be positive and at most 2^127, got ",
-            first.data()[i]);
+  require((starts.flags() & py::array::c_style) != 0, "starts must be in C order");
+  const auto* first = static_cast<const float*>(starts.data());
+  for (py::ssize_t i = 0; i < starts.size(); ++i) {
+    require(first[i] > 0.0f && first[i] <= 0x1p127f, "starts must be positive and at most 2^127, got ", first[i]);
   }
   CodebookSpec spec;
   spec.bits = bits;
   spec.power_of_two = power_of_two;
   spec.shared = shared;
   spec.min_threshold = static_cast<double>(static_cast<float>(min_threshold));
-  spec.starts = first.data();
+  spec.starts = first;
   spec.keep_thresholds = keep_thresholds;
-  spec.n_starts = static_cast<int>(first.shape(0));
+  spec.n_starts = static_cast<int>(starts.shape(0));
   const auto count = static_cast<py::ssize_t>(channels);
   py::array_t<float> thresholds(std::vector<py::ssize_t>{count});
   py::array_t<float> levels(std::vector<py::ssize_t>{shared ? 1 : count, py::ssize_t{1} << bits});

@@ -103,6 +103,39 @@ def test_codebooks(where: tuple[int | None, int | None], table: str) -> None:
     assert_same_bits(torch_grids.lut_dequantize(*arguments).numpy(), expected)
 
 
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_a_codebook_for_each_channel(axis: int) -> None:
+    x = cases.awkward((3, 4, 5), finite=False, spread=20.0)
+    n = x.shape[axis]
+    levels = np.sort(cases.samples((n, 6), seed=3) * 10, axis=1)
+    scale, _ = per_channel(n, 0, 1)
+    expected = twins.lut_fake_quantize(x, scale, levels, axis=axis)
+    arguments = (*tensors(x, scale, levels), axis)
+    assert_same_bits(OPS.lut_fake_quantize(*arguments).numpy(), expected)
+    assert_same_bits(torch_grids.lut_fake_quantize(*arguments).contiguous().numpy(), expected)
+    codes = twins.lut_quantize(x, scale, levels, axis=axis)
+    expected = twins.lut_dequantize(codes, scale, levels, axis=axis)
+    arguments = (*tensors(codes, scale, levels), axis)
+    assert_same_bits(OPS.lut_dequantize(*arguments).numpy(), expected)
+    assert_same_bits(torch_grids.lut_dequantize(*arguments).contiguous().numpy(), expected)
+    with pytest.raises(ValueError, match="codebooks need as many channels"):
+        torch_grids.lut_dequantize(*tensors(codes, scale, levels))
+
+
+def test_gradients_of_a_codebook_for_each_channel() -> None:
+    x = torch.tensor([[-9.0, 0.2, 5.0], [-9.0, 0.2, 5.0]], requires_grad=True)
+    table = torch.tensor([[-8.0, 0, 4], [-10, 0, 6]])
+    scale = torch.ones(2, requires_grad=True)
+    OPS.lut_fake_quantize(x, scale, table, 0).sum().backward()
+    assert x.grad is not None
+    assert x.grad.tolist() == [[0, 1, 0], [1, 1, 1]]
+    # Outside the table the level itself, inside what rounding added.
+    torch.testing.assert_close(scale.grad, torch.tensor([-8 + (0 - 0.2) + 4, -1 - 0.2 + 1]))
+    scale.grad = None
+    OPS.lut_dequantize(torch.tensor([[0, 2], [1, 2]], dtype=torch.uint8), scale, table, 0).sum().backward()
+    torch.testing.assert_close(scale.grad, torch.tensor([-4.0, 6.0]))
+
+
 def grid_tensors(n: int = 1, scale: float = 0.1) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.full((n,), scale), torch.zeros(n, dtype=torch.int32)
 

@@ -276,3 +276,24 @@ def test_tensors_share_memory() -> None:
     np.testing.assert_array_equal(out.numpy(), expected)
     with pytest.raises(TypeError, match="requires grad"):
         kernels.fake_quantize(x.requires_grad_(), scale, zero_point, -8, 7, axis=1)
+
+
+@pytest.mark.parametrize("layout", cases.LAYOUTS)
+@pytest.mark.parametrize("shape", ["small_map", "single_pixel", "no_samples"])
+def test_codebooks_for_each_channel(shape: str, layout: str) -> None:
+    x = cases.LAYOUTS[layout](cases.awkward(cases.SHAPES[shape], finite=False))
+    for axis in range(x.ndim):
+        n = x.shape[axis]
+        if n == 0:
+            continue
+        scale, _ = per_channel(n, 0, 1)
+        levels = np.sort(cases.samples((n, 5), seed=axis) * 30, axis=1)
+        codes = twins.lut_quantize(x, scale, levels, axis=axis)
+        dense = np.empty_like(x, dtype=np.uint8)
+        dense[...] = codes
+        a, w = (scale, levels), {"axis": axis}
+        assert_parity(lambda a=a, w=w: kernels.lut_quantize(x, *a, **w), codes)
+        values = twins.lut_dequantize(codes, *a, **w)
+        assert_parity(lambda a=a, w=w, dense=dense: kernels.lut_dequantize(dense, *a, **w), values)
+        rounded = twins.lut_fake_quantize(x, *a, **w)
+        assert_parity(lambda a=a, w=w: kernels.lut_fake_quantize(x, *a, **w), rounded)

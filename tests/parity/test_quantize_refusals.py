@@ -170,6 +170,18 @@ def test_wrong_tables(table: np.ndarray, message: str) -> None:
         kernels.lut_fake_quantize(X, SCALE, table)
 
 
+def test_codebooks_that_do_not_fit_the_channels() -> None:
+    x, scale, tables = np.zeros((2, 4), np.float32), np.ones(2, np.float32), np.float32([[0, 1], [0, 2], [0, 3]])
+    with pytest.raises(ValueError, match=r"one for each of 2 channels of `axis`, got shape \[3, 2\]"):
+        kernels.lut_fake_quantize(x, scale, tables, axis=0)
+    with pytest.raises(ValueError, match="one codebook"):
+        kernels.lut_fake_quantize(x, np.ones(1, np.float32), tables[:2])
+    with pytest.raises(ValueError, match="C order"):
+        kernels.lut_fake_quantize(x, scale, np.asfortranarray(tables[:2]), axis=0)
+    with pytest.raises(ValueError, match=r"share one codebook"):
+        kernels.lut_fake_quantize(x, np.ones(4, np.float32), tables[:2], axis=0, group_size=2)
+
+
 def test_codes_outside_the_table() -> None:
     with pytest.raises(ValueError, match="code 2 is outside the table of 2 entries"):
         kernels.lut_dequantize(np.uint8([0, 1, 2]), SCALE, np.float32([0, 1]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from onnx import TensorProto
 from torch import Tensor, nn
 
 import detent
+from detent import edit
 from detent.errors import ConfigError
 from detent.exporters import verify_onnx
 
@@ -39,6 +41,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"weights_grid": "lut"},
     {"weights_grid": "lut", "weights_bits": 2, "tie_free": False},
     {"weights_grid": "lut_power_of_two", "weights_bits": 5, "bias_correction": "analytic"},
+    {"weights_grid": "lut", "codebook_scope": "channel", "bias_correction": "analytic"},
     {"weights_grid": "uniform", "weights_bits": 4},
     {"weights_grid": "power_of_two", "weights_group_size": 8, "weights_bits": 4},
 ]
@@ -98,6 +101,22 @@ def test_a_codebook_loses_less_than_the_grid_of_as_many_bits(graph: detent.Graph
         assert lut.weights[layer].error < affine.weights[layer].error
 
 
+def test_a_codebook_for_each_channel_loses_less(graph: detent.Graph, stats: detent.Statistics, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"weights_grid": "lut", "weights_bits": 3, "tie_free": False}
+    shared = detent.plan(graph, stats, **options)
+    own = detent.plan(graph, stats, codebook_scope="channel", **options)
+    for layer in LAYERS:
+        channels = len(own.weights[layer].grid.threshold)
+        assert own.weights[layer].grid.table.shape == (channels, 8)
+        assert own.weights[layer].error < shared.weights[layer].error
+    (tmp_path / "one_table.json").write_text(
+        json.dumps({"extends": "default", "ops": {"linear": {"weights": {"codebooks_per_channel": False}}}})
+    )
+    with pytest.raises(ConfigError, match="one codebook for all channels") as caught:
+        detent.apply(graph, replace(own, target=str(tmp_path / "one_table.json")))
+    assert caught.value.where == "head"
+
+
 def test_groups_lose_less_and_say_where_they_do_not_fit(graph: detent.Graph, stats: detent.Statistics) -> None:
     plain = detent.plan(graph, stats, weights_bits=4)
     grouped = detent.plan(graph, stats, weights_bits=4, weights_group_size=8)
@@ -116,14 +135,18 @@ def test_groups_lose_less_and_say_where_they_do_not_fit(graph: detent.Graph, sta
     ("target", "options", "message"),
     [
         ("imx500", {"weights_grid": "lut"}, "symmetric or power_of_two grids, not with lut"),
+        ("one_table", {"weights_grid": "lut", "codebook_scope": "channel"}, "one codebook for all channels"),
         ("onnxruntime", {"weights_grid": "uniform"}, "not with uniform"),
         ("onnxruntime", {"weights_group_size": 16}, "no groups for this kernel"),
         ("default", {"weights_grid": "lut", "weights_bits": 8}, "no 8-bit codebooks(.|\n)*2, 3, 4, 5, 6, 7"),
     ],
 )
 def test_what_a_target_does_not_offer_names_the_layer(
-    graph: detent.Graph, stats: detent.Statistics, target: str, options: dict[str, Any], message: str
+    graph: detent.Graph, stats: detent.Statistics, target: str, options: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
+    weights = {"codebooks_per_channel": False}
+    (tmp_path / "one_table.json").write_text(json.dumps({"extends": "default", "ops": {"conv": {"weights": weights}}}))
+    target = str(tmp_path / "one_table.json") if target == "one_table" else target
     with pytest.raises(ConfigError, match=message) as caught:
         detent.plan(graph, stats, target=target, **options)
     assert caught.value.where == "stem"
@@ -175,12 +198,33 @@ def test_a_codebook_trains(graph: detent.Graph, stats: detent.Statistics, images
         torch.testing.assert_close(trained(images), stored(images), rtol=0, atol=0.02)
 
 
+def test_rules_ask_for_codebooks_of_single_kernels(graph: detent.Graph, stats: detent.Statistics) -> None:
+    head = edit.name("head")
+    plan = detent.plan(graph, stats, rules=[edit.rule(head, edit.weights(kind="lut", bits=3))])
+    kinds = {layer: entry.grid.kind for layer, entry in plan.weights.items()}
+    assert kinds == {**dict.fromkeys(LAYERS, "symmetric"), "head": "lut"}
+    searched = detent.plan(graph, stats, weights_grid="lut", weights_bits=3)
+    assert plan.weights["head"] == searched.weights["head"]
+    back = edit.rule(head, edit.weights(kind="symmetric", bits=8))
+    mixed = detent.plan(graph, stats, weights_grid="lut", codebook_scope="channel", rules=[back])
+    assert mixed.weights["head"].grid.kind == "symmetric"
+    assert mixed.weights["stem"].grid.table.ndim == 2
+
+
+def test_groups_for_all_contradict_a_codebook_for_one(graph: detent.Graph, stats: detent.Statistics) -> None:
+    lut = edit.rule(edit.name("head"), edit.weights(kind="lut", bits=4))
+    with pytest.raises(ConfigError, match="none for each group") as caught:
+        detent.plan(graph, stats, rules=[lut], weights_group_size=8)
+    assert caught.value.where == "head"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"weights_grid": "lutt"}, "did you mean 'lut'"),
         ({"weights_grid": "lut", "weights_metric": "mae"}, "searched by squared error"),
         ({"weights_grid": "lut_power_of_two", "weights_group_size": 8}, "none for each group"),
+        ({"codebook_scope": "channel"}, "for codebooks"),
         ({"weights_group_size": 0}, "greater than or equal to 1"),
     ],
 )

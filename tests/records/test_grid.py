@@ -113,6 +113,18 @@ def test_codes_of_a_codebook_are_places_in_its_table() -> None:
     assert Grid.from_dict(json.loads(json.dumps(grid.to_dict()))) == grid
 
 
+def test_codebooks_for_each_channel() -> None:
+    data = {"kind": "lut", "bits": 2, "signed": True, "threshold": [1.0, 2.0], "axis": 0}
+    tables = [[-128.0, -3.0, 0.0, 64.0], [-64.0, 0.0, 1.0, 127.0]]
+    grid = Grid.from_dict({**data, "table": tables})
+    assert grid.to_dict()["table"] == tables
+    assert Grid.from_dict(json.loads(json.dumps(grid.to_dict()))) == grid
+    assert [limit.tolist() for limit in grid.limits] == [[-1.0, -1.0], [0.5, 127 / 64]]
+    for wrong in (tables[:1], [*tables, tables[0]], [tables[0], tables[1][::-1]], [[0.0, 1.0]] * 2):
+        with pytest.raises(ConfigError, match="codebook"):
+            Grid.from_dict({**data, "table": wrong})
+
+
 def test_a_grid_in_groups_says_so() -> None:
     grid = Grid.from_dict(
         {"kind": "symmetric", "bits": 4, "signed": True, "threshold": [1.0] * 6, "axis": 0, "group_size": 16}

@@ -25,6 +25,7 @@ def quantize(
     weights_grid: Annotated[
         str | None, typer.Option(help="power_of_two, symmetric, uniform, lut or lut_power_of_two.")
     ] = None,
+    codebook_scope: Annotated[str | None, typer.Option(help="A codebook for each tensor or channel.")] = None,
     weights_group_size: Annotated[int | None, typer.Option(help="Input channels that share a step.")] = None,
     weight_search: Annotated[str | None, typer.Option(help="exact or grid.")] = None,
     equalization: Annotated[str | None, typer.Option(help="none, activations or cross_layer.")] = None,
@@ -53,6 +54,7 @@ def quantize(
         "weights_bits": weights_bits,
         "activation_bits": activation_bits,
         "weights_grid": weights_grid,
+        "codebook_scope": codebook_scope,
         "weights_group_size": weights_group_size,
         "weight_search": weight_search,
         "equalization": equalization,

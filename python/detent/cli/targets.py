@@ -91,7 +91,8 @@ def _alternatives(rule: OpRule) -> str:
         return ""
     words: list[str] = list(weights.other_kinds)
     if weights.codebook_bits:
-        words.append(f"codebooks {_widths(weights.codebook_bits)}")
+        each = " per tensor or channel" if weights.codebooks_per_channel else ""
+        words.append(f"codebooks {_widths(weights.codebook_bits)}{each}")
     if weights.group_sizes:
         sizes = weights.group_sizes if weights.group_sizes == "any" else _widths(weights.group_sizes)
         words.append(f"groups of {sizes}")

@@ -31,6 +31,8 @@ class QuantizationConfig(FrozenModel):
         activation_bits: code width of all activations; None takes the target's first.
         weights_grid: kind of grid of all kernels; None takes the target's own. `"lut"` is a codebook of 8-bit values
             for each kernel with a threshold a channel, `"lut_power_of_two"` one whose thresholds are powers of two.
+        codebook_scope: one codebook for each `"tensor"`, or one for each of its `"channel"`s, which is better and takes
+            2^bits bytes a channel.
         weights_group_size: input channels of a kernel that share a step; None for one step a channel. A kernel whose
             input channels it does not divide keeps one step a channel, and a note names it.
         weight_search: `"exact"` finds the global optimum over all thresholds (mean squared error on symmetric grids,
@@ -64,6 +66,7 @@ class QuantizationConfig(FrozenModel):
     weights_bits: Annotated[int, Field(ge=2, le=16)] | None = None
     activation_bits: Annotated[int, Field(ge=1, le=16)] | None = None
     weights_grid: WeightsGrid | None = None
+    codebook_scope: Literal["tensor", "channel"] = "tensor"
     weights_group_size: Annotated[int, Field(ge=1)] | None = None
     weight_search: Literal["exact", "grid"] = "exact"
     tie_free: bool = True
@@ -91,6 +94,8 @@ class QuantizationConfig(FrozenModel):
             raise ConfigError(
                 f"`p` must be at least 1 for activations, got {self.p:g}", remedy="0.5 to 1 is for `weights_metric`"
             )
+        if self.codebook_scope == "channel" and self.weights_grid not in ("lut", "lut_power_of_two"):
+            raise ConfigError("`codebook_scope` is for codebooks", remedy="give weights_grid='lut' too")
         if self.weights_grid in ("lut", "lut_power_of_two"):
             if self.weights_metric != "mse":
                 raise ConfigError(

@@ -212,16 +212,19 @@ def _lower_lut_weight(graph: OnnxGraph, node: Any, quantizer: Quantizer) -> list
     entries, kind = (table.astype(np.int8), _kind("int8")) if whole else (table, _kind("float"))
     storage = _weight_storage(codes, np.zeros(1, np.int32), quantizer)
     stored = graph.constant(f"{stem}_codes", codes, kind=_kind(storage), share=True)
-    codebook = graph.constant(f"{stem}_table", entries, share=True)
+    codebook = graph.constant(f"{stem}_table", entries.reshape(-1), share=True)
     index, entry = graph.fresh(f"{stem}_index"), graph.fresh(f"{stem}_entry")
-    nodes = [
-        graph.node("Cast", [stored], index, kind=integer, to=integer),
-        graph.node("Gather", [codebook, index], entry, kind=kind),
-    ]
+    nodes = [graph.node("Cast", [stored], index, kind=integer, to=integer)]
+    if table.ndim == 2:
+        # One codebook after the other: a channel's codes count from where its own begins.
+        first = np.arange(len(table), dtype=np.int32) * table.shape[1]
+        begin = graph.constant(f"{stem}_begin", _along(first, axis, codes.ndim), share=True)
+        place, index = index, graph.fresh(f"{stem}_place")
+        nodes.append(graph.node("Add", [place, begin], index, kind=integer))
+    nodes.append(graph.node("Gather", [codebook, index], entry, kind=kind))
     real, output = _kind("float"), node.output[0]
     if not whole:
-        shape = [-1 if dim == axis else 1 for dim in range(codes.ndim)] if axis is not None else []
-        steps = graph.constant(f"{stem}_scale", scale.reshape(shape), share=True)
+        steps = graph.constant(f"{stem}_scale", _along(scale, axis, codes.ndim), share=True)
         return [*nodes, graph.node("Mul", [entry, steps], output, kind=real)]
     steps = graph.constant(f"{stem}_scale", scale.reshape(()) if axis is None else scale, share=axis is not None)
     zero = _zero_point(graph, stem, np.zeros(() if axis is None else scale.shape, np.int32), "int8")
@@ -280,9 +283,13 @@ def _weight_storage(codes: IntArray, zero_point: IntArray, quantizer: Quantizer)
     return storage
 
 
+def _along(vector: npt.NDArray[Any], axis: int | None, rank: int) -> npt.NDArray[Any]:
+    """One entry a channel, shaped to broadcast against a tensor of that rank; a number without an axis."""
+    return vector.reshape([-1 if dim == axis else 1 for dim in range(rank)] if axis is not None else [])
+
+
 def _centered(codes: IntArray, zero_point: IntArray, axis: int | None, quantizer: Quantizer) -> IntArray:
-    shape = [-1 if dim == axis else 1 for dim in range(codes.ndim)] if axis is not None else []
-    wide = codes.astype(np.int64) - zero_point.astype(np.int64).reshape(shape)
+    wide: IntArray = codes.astype(np.int64) - _along(zero_point.astype(np.int64), axis, codes.ndim)
     low, high = _LIMITS["int32"]
     if wide.size and (wide.min() < low or wide.max() > high):
         raise ExportError("32-bit codes minus their zero point leave 32 bits", where=quantizer.where)

@@ -166,7 +166,8 @@ def _fake_quantize_backward(ctx: _Context, grad: Tensor) -> tuple[Tensor | None,
 def _lut_fake_quantize_backward(ctx: _Context, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, scale, table = (tensor.detach() for tensor in ctx.saved_tensors)
     levels, quotients = torch_grids.levels_and_quotients(x, scale, table, *ctx.numbers)
-    inside = (quotients >= table[0]) & (quotients <= table[-1])
+    lowest, highest = torch_grids.table_ends(table, x, ctx.numbers[0])
+    inside = (quotients >= lowest) & (quotients <= highest)
     grad_x = torch.where(inside, grad, 0.0) if ctx.needs_input_grad[0] else None
     grad_scale = None
     if ctx.needs_input_grad[1]:
@@ -183,7 +184,8 @@ def _dequantize_backward(ctx: _Context, grad: Tensor) -> tuple[Tensor | None, ..
 
 def _lut_dequantize_backward(ctx: _Context, grad: Tensor) -> tuple[Tensor | None, ...]:
     codes, _, table = (tensor.detach() for tensor in ctx.saved_tensors)
-    return None, torch_grids.sum_entries(grad * table[codes.long()], *ctx.numbers), None, None, None
+    levels = torch_grids.look_up(table, codes, ctx.numbers[0])
+    return None, torch_grids.sum_entries(grad * levels, *ctx.numbers), None, None, None
 
 
 def _no_gradient(ctx: _Context, grad: Tensor) -> tuple[None, ...]:

@@ -6,6 +6,8 @@ Nothing here waits for the device, so scales and zero points are not checked bey
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -17,10 +19,12 @@ __all__ = [
     "fake_quantize",
     "in_range_mask",
     "levels_and_quotients",
+    "look_up",
     "lut_dequantize",
     "lut_fake_quantize",
     "spread",
     "sum_entries",
+    "table_ends",
 ]
 
 
@@ -92,10 +96,39 @@ def levels_and_quotients(
     _require(table, torch.float32, "table")
     quotients = x / spread(scale, x, axis, group_size)
     wide = table.to(torch.float64)
-    bounds = ((wide[:-1] + wide[1:]) / 2).to(torch.float32)
+    bounds = ((wide[..., :-1] + wide[..., 1:]) / 2).to(torch.float32)
     # searchsorted puts NaN after the last bound, where the table still has an entry.
-    codes = torch.searchsorted(bounds, quotients.contiguous())
-    return torch.where(x.isnan(), x, table[codes]), quotients
+    if table.dim() == 1:
+        codes = torch.searchsorted(bounds, quotients.contiguous())
+    else:
+        rows, back = _channel_rows(quotients, table, axis)
+        codes = back(torch.searchsorted(bounds, rows))
+    return torch.where(x.isnan(), x, look_up(table, codes, axis)), quotients
+
+
+def look_up(table: Tensor, codes: Tensor, axis: int | None) -> Tensor:
+    """Entries of a codebook `[k]`, or of one for each channel `[n, k]`, shaped like `codes`."""
+    if table.dim() == 1:
+        return table[codes.long()]
+    rows, back = _channel_rows(codes.long(), table, axis)
+    return back(table.gather(1, rows))
+
+
+def table_ends(table: Tensor, x: Tensor, axis: int | None) -> tuple[Tensor, Tensor]:
+    """Lowest and highest entry of each codebook, shaped to broadcast against `x`."""
+    if table.dim() == 1:
+        return table[0], table[-1]
+    return spread(table[:, 0], x, axis, None), spread(table[:, -1], x, axis, None)
+
+
+def _channel_rows(x: Tensor, table: Tensor, axis: int | None) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """`x` as `[channels, others]`, and what brings such a tensor back to the shape of `x`."""
+    if axis is None or x.shape[axis] != len(table):
+        raise ValueError(
+            f"{len(table)} codebooks need as many channels along `axis`, got axis {axis} of {list(x.shape)}"
+        )
+    moved = x.movedim(axis, 0)
+    return moved.reshape(len(table), -1).contiguous(), lambda rows: rows.reshape(moved.shape).movedim(0, axis)
 
 
 def lut_dequantize(
@@ -103,7 +136,7 @@ def lut_dequantize(
 ) -> Tensor:
     """Codes of a codebook to values."""
     _require(scale, torch.float32, "scale")
-    return (table[codes.long()] * spread(scale, codes, axis, group_size)).add_(0.0)
+    return (look_up(table, codes, axis) * spread(scale, codes, axis, group_size)).add_(0.0)
 
 
 def spread(vector: Tensor, x: Tensor, axis: int | None, group_size: int | None) -> Tensor:

@@ -101,7 +101,7 @@ def search_codebook(
     if thresholds is None:
         starts = starting_thresholds(values, bits, scale, axis, importance, min_threshold)
     else:
-        starts = np.atleast_2d(as_array(thresholds, "thresholds"))
+        starts = np.ascontiguousarray(np.atleast_2d(as_array(thresholds, "thresholds")))
     found, tables, errors = _core.search_codebook(
         values, bits, scale == "power_of_two", scope == "tensor", axis, importance, starts, keep, min_threshold
     )

@@ -215,7 +215,7 @@ def lut_fake_quantize(
     Args:
         x: float32, any shape.
         scale: multipliers of the table, float32 `[n]`, finite and positive.
-        table: codebook, float32 `[k]`, 1 to 256 finite values in increasing order.
+        table: codebook, float32 `[k]`, 1 to 256 finite values in increasing order; or one for each channel, `[n, k]`.
         axis: channel axis; None for one scale for all.
         group_size: elements of the input axis that share a scale.
         out: where to write, as for `fake_quantize`.
@@ -224,7 +224,7 @@ def lut_fake_quantize(
         ValueError: a wrong dtype, shape, layout or number; the message says which.
         TypeError: not an array.
     """
-    levels = as_array(table, "table")
+    levels = _codebooks(table, group_size)
 
     def kernel(x: Array, grid: Grid, axis: int | None, out: Array | None) -> Array:
         return _core.lut_fake_quantize(x, grid[0], levels, axis, out)
@@ -246,7 +246,7 @@ def lut_quantize(
 
     Arguments and errors as for `lut_fake_quantize`; `out` is uint8.
     """
-    levels = as_array(table, "table")
+    levels = _codebooks(table, group_size)
 
     def kernel(x: Array, grid: Grid, axis: int | None, out: Array | None) -> Array:
         return _core.lut_quantize(x, grid[0], levels, axis, out)
@@ -270,13 +270,20 @@ def lut_dequantize(
         ValueError: a code outside the table, or as for `lut_fake_quantize`.
         TypeError: not an array.
     """
-    levels = as_array(table, "table")
+    levels = _codebooks(table, group_size)
 
     def kernel(x: Array, grid: Grid, axis: int | None, out: Array | None) -> Array:
         return _core.lut_dequantize(x, grid[0], levels, axis, out)
 
     scales = (as_array(scale, "scale"),)
     return apply_grids(kernel, as_array(codes, "codes"), scales, axis, group_size, np.float32, _output(out))
+
+
+def _codebooks(table: ArrayLike, group_size: int | None) -> Array:
+    levels = as_array(table, "table")
+    if levels.ndim > 1 and group_size is not None:
+        raise ValueError("scales per group share one codebook: `table` must be a vector")
+    return levels
 
 
 def _affine(scale: ArrayLike, zero_point: ArrayLike) -> Grid:

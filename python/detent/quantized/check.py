@@ -11,7 +11,7 @@ from detent.errors import ConfigError
 from detent.graph import Graph
 from detent.graph.placement import Placement, WeightPoint, correctable_layers, first_misfit
 from detent.graph.shapes import concrete_shape
-from detent.records.grid import LUT_STEPS, Grid
+from detent.records.grid import LUT_STEPS, FloatVector, Grid
 from detent.records.plan import QuantPlan, TensorPlan
 from detent.targets import OpRule, Target
 
@@ -61,7 +61,8 @@ def check_plan(graph: Graph, plan: QuantPlan, placement: Placement, target: Targ
             _check_width(weight.grid.bits, weight_point.rule.widths(weight.grid.kind), layer, target)
             if weight.grid.group_size is not None:
                 weight_point.rule.require_group_size(weight.grid.group_size, where=layer, target=target.name)
-            _check_codebook(weight.grid, layer)
+            if weight.grid.table is not None:
+                _check_codebook(weight.grid, weight.grid.table, weight_point, target)
             _check_shape(graph, weight.grid, weight_point)
             _check_bias(weight, weight_point, target)
     _check_corrections(graph, plan, placement)
@@ -138,15 +139,16 @@ def _check_kind(kind: str, kinds: tuple[str, ...], where: str, target: Target) -
         raise ConfigError(f"target {target.name!r} computes with {kinds[0]} grids, the plan has {kind}", where=where)
 
 
-def _check_codebook(grid: Grid, where: str) -> None:
-    if grid.table is None:
-        return
+def _check_codebook(grid: Grid, table: FloatVector, point: WeightPoint, target: Target) -> None:
+    where = point.layer
+    if table.ndim == 2:
+        point.rule.require_codebook_per_channel(where=where, target=target.name)
     if grid.group_size is not None:
         raise ConfigError(
             "a codebook has one threshold a channel, none for each group", where=where, remedy="remove `group_size`"
         )
-    whole = np.rint(grid.table) == grid.table
-    if not bool(np.all(whole & (grid.table >= -LUT_STEPS) & (grid.table < LUT_STEPS))):
+    whole = np.rint(table) == table
+    if not bool(np.all(whole & (table >= -LUT_STEPS) & (table < LUT_STEPS))):
         raise ConfigError(
             f"the codebook of a kernel holds whole numbers in {-LUT_STEPS}..{LUT_STEPS - 1}, in units of threshold / "
             f"{LUT_STEPS}",

@@ -6,7 +6,8 @@ that by one rule each, so that an edited plan is always consistent:
 * power-of-two and symmetric, threshold T, n bits, s = 1 if signed: step = T / 2^(n-s), zero point 0;
 * uniform over [lower, upper]: widened to hold zero, step = (upper - lower) / (2^n - 1), and the integer zero point
   puts real zero exactly on the grid;
-* lut: any increasing codebook of 2^n values in units of T / 2^7, times the threshold (a per-channel scale).
+* lut: any increasing codebook of 2^n values in units of T / 2^7, times the threshold (a per-channel scale); one for the
+  tensor or one for each channel.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from detent._registry import unknown_name
 from detent.errors import ConfigError
 from detent.kernels.quantize import fake_quantize, lut_fake_quantize
 
-__all__ = ["GRID_KINDS", "LUT_STEPS", "Grid", "GridKind"]
+__all__ = ["GRID_KINDS", "LUT_STEPS", "FloatVector", "Grid", "GridKind"]
 
 GridKind = Literal["power_of_two", "symmetric", "uniform", "lut"]
 GRID_KINDS: Final[tuple[GridKind, ...]] = get_args(GridKind)
@@ -49,7 +50,8 @@ class Grid:
         group_size: for grids per group along the input axis (axis 1 when `axis` is 0), channels per group; the vectors
             then have one entry per (channel, group), channel first.
         narrow_range: drop the lowest code (signed symmetric grids; TFLite and TensorRT weights).
-        table: codebook of a lut grid, float32 `[2^bits]`, increasing, in units of threshold / 128.
+        table: codebook of a lut grid, float32 `[2^bits]`, increasing, in units of threshold / 128; or one for each
+            entry of `threshold`, `[n, 2^bits]`.
 
     Raises:
         ConfigError: the description contradicts itself.
@@ -132,9 +134,12 @@ class Grid:
         if (self.table is not None) != (self.kind == "lut"):
             raise ConfigError("a codebook `table` belongs to a lut grid and only there")
         if self.table is not None:
-            object.__setattr__(self, "table", _vector(self.table, "table"))
-            if len(self.table) != 1 << self.bits or bool(np.any(np.diff(self.table) < 0)):
+            table = _array(self.table, "table", (1, 2))
+            object.__setattr__(self, "table", table)
+            if table.shape[-1] != 1 << self.bits or bool(np.any(np.diff(table) < 0)):
                 raise ConfigError(f"the codebook of a {self.bits}-bit lut grid has {1 << self.bits} values, increasing")
+            if table.ndim == 2 and (self.axis is None or len(table) != self.size or self.group_size is not None):
+                raise ConfigError(f"{len(table)} codebooks need as many channels along `axis`, and no groups")
 
     @property
     def size(self) -> int:
@@ -187,7 +192,7 @@ class Grid:
         """Real values of the lowest and highest code, float64 `[n]` each."""
         scale = self.scale.astype(np.float64)
         if self.table is not None:
-            return scale * float(self.table[0]), scale * float(self.table[-1])
+            return scale * self.table[..., 0], scale * self.table[..., -1]
         return scale * (self.qmin - self.zero_point), scale * (self.qmax - self.zero_point)
 
     @property
@@ -241,7 +246,7 @@ class Grid:
         if self.narrow_range:
             data["narrow_range"] = True
         if self.table is not None:
-            data["table"] = _plain(self.table)
+            data["table"] = _plain(self.table) if self.table.ndim == 1 else [_plain(row) for row in self.table]
         return data
 
     @classmethod
@@ -267,13 +272,17 @@ def _plain(vector: FloatVector) -> list[float]:
 
 
 def _vector(values: Any, name: str) -> FloatVector:
+    return _array(values, name, (1,))
+
+
+def _array(values: Any, name: str, ranks: tuple[int, ...]) -> FloatVector:
     try:
         wide = np.atleast_1d(np.asarray(values, dtype=np.float64))
     except (TypeError, ValueError, OverflowError):  # OverflowError: a whole number of hundreds of digits
         raise ConfigError(f"`{name}` must be a number or a list of numbers, got {values!r}") from None
     with np.errstate(over="ignore"):
-        vector = wide.astype(np.float32)
-    if vector.ndim != 1 or not len(vector) or not bool(np.all(np.isfinite(vector))):
+        array = wide.astype(np.float32)
+    if array.ndim not in ranks or not array.size or not bool(np.all(np.isfinite(array))):
         raise ConfigError(f"`{name}` must be a vector of finite float32 numbers, not empty")
-    vector.setflags(write=False)
-    return vector
+    array.setflags(write=False)
+    return array

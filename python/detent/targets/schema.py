@@ -95,6 +95,7 @@ class WeightRule(_WidthRule):
         narrow_range: the lowest code is not used (int8: -127..127).
         other_kinds: kinds of grid the target computes with besides `kind`, in the same widths.
         codebook_bits: code widths of codebooks (`"lut"` grids) the target computes with; none without an entry.
+        codebooks_per_channel: a kernel may have a codebook for each output channel, not only one for all.
         group_sizes: numbers of input channels that may share a step instead of all of a channel; `"any"` for any.
     """
 
@@ -102,6 +103,7 @@ class WeightRule(_WidthRule):
     narrow_range: bool = False
     other_kinds: tuple[GridKindName, ...] = ()
     codebook_bits: tuple[Annotated[int, Field(ge=2, le=7)], ...] = ()
+    codebooks_per_channel: bool = False
     group_sizes: tuple[Annotated[int, Field(ge=1)], ...] | Literal["any"] = ()
 
     @model_validator(mode="after")
@@ -110,6 +112,8 @@ class WeightRule(_WidthRule):
             raise ConfigError(f"weights are signed and need at least 2 bits, got {min(self.bits)}")
         if self.narrow_range and self.kind == "uniform":
             raise ConfigError("`narrow_range` is for symmetric and power-of-two weights")
+        if self.codebooks_per_channel and not (self.codebook_bits and self.per_channel):
+            raise ConfigError("`codebooks_per_channel` needs `codebook_bits` and per_channel")
         if self.group_sizes and not self.per_channel:
             raise ConfigError("`group_sizes` divide the channels of kernels with a threshold for each: set per_channel")
         return self
@@ -132,6 +136,15 @@ class WeightRule(_WidthRule):
                 f"target {target!r} computes this kernel with {' or '.join(self.kinds)} grids, not with {kind} ones",
                 where=where,
                 remedy="choose one of these, or write a target file that extends it",
+            )
+
+    def require_codebook_per_channel(self, *, where: str, target: str) -> None:
+        """Refuse a codebook for each channel where the target has one for all; the error names `where`."""
+        if not self.codebooks_per_channel:
+            raise ConfigError(
+                f"target {target!r} has one codebook for all channels of this kernel, not one for each",
+                where=where,
+                remedy="use codebook_scope='tensor', or write a target file that extends it",
             )
 
     def require_group_size(self, group_size: int, *, where: str, target: str) -> None:

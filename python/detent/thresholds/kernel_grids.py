@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from detent.config import QuantizationConfig
+from detent.errors import ConfigError
 from detent.graph import Graph
 from detent.graph.placement import Placement, WeightPoint
-from detent.kernels.codebook_search import search_codebook
+from detent.kernels.codebook_search import Scope, search_codebook
 from detent.kernels.weight_search import search_weights
 from detent.records.grid import Grid
 from detent.records.plan import TensorPlan
@@ -76,15 +77,31 @@ def search_kernel_grid(
 
 
 def search_codebook_grid(
-    kernel: FloatArray, bits: int, point: WeightPoint, config: QuantizationConfig
+    kernel: FloatArray, bits: int, point: WeightPoint, config: QuantizationConfig, target: str
 ) -> tuple[Grid, float]:
-    """The codebook and the thresholds that lose little together, and their mean error per element."""
+    """The codebook and the thresholds that lose little together, and their mean error per element.
+
+    Raises:
+        ConfigError: a codebook for each channel is asked for and not offered, or groups are asked for too.
+    """
+    if config.weights_group_size is not None:
+        raise ConfigError(
+            "a codebook has one threshold a channel, none for each group",
+            where=point.layer,
+            remedy="leave out `weights_group_size` and give groups to single kernels, by rules",
+        )
+    scope: Scope = config.codebook_scope if point.axis is not None else "tensor"
+    if scope == "channel":
+        point.rule.require_codebook_per_channel(where=point.layer, target=target)
     found = search_codebook(
         kernel,
         bits=bits,
         scale="power_of_two" if config.weights_grid == "lut_power_of_two" else "symmetric",
+        metric=config.weights_metric,  # type: ignore[arg-type]  # refused there, unless it is mse
         axis=point.axis,
+        scope=scope,
         min_threshold=config.min_threshold,
     )
-    grid = Grid(kind="lut", bits=bits, signed=True, threshold=found.thresholds, axis=point.axis, table=found.tables[0])
+    table = found.tables if scope == "channel" else found.tables[0]
+    grid = Grid(kind="lut", bits=bits, signed=True, threshold=found.thresholds, axis=point.axis, table=table)
     return grid, float(np.mean(found.errors))

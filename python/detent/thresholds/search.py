@@ -245,7 +245,7 @@ def _plan_weight(
         form = {"kind": kind, "bits": bits, "signed": True, "axis": point.axis, "narrow_range": narrow}
         return TensorPlan(grid=Grid.from_dict({**form, **limits}), bias_bits=point.bias_bits)
     if kind == "lut":
-        grid, error = search_codebook_grid(weight.numpy(), bits, point, config)
+        grid, error = search_codebook_grid(weight.numpy(), bits, point, config, target.name)
     else:
         group_size = group_size_of(point, tuple(weight.shape), config.weights_group_size, target.name)
         grid, error = search_kernel_grid(weight.numpy(), kind, bits, point, group_size, config)

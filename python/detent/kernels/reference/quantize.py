@@ -5,7 +5,7 @@ They take NumPy arrays of any layout, return C order, and leave argument checkin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -144,6 +144,8 @@ def lut_quantize(
     out: ByteArray | None = None,
 ) -> ByteArray:
     """Twin of `kernels.quantize.lut_quantize`."""
+    if table.ndim == 2:
+        return _store(_by_channel(lut_quantize, x, scale, table, axis), out)
     with np.errstate(all="ignore"):
         quotients = np.asarray(x / spread(scale, x.shape, axis, group_size), np.float32)
     bounds = ((table[:-1].astype(np.float64) + table[1:]) / 2).astype(np.float32)
@@ -161,9 +163,19 @@ def lut_dequantize(
     out: FloatArray | None = None,
 ) -> FloatArray:
     """Twin of `kernels.quantize.lut_dequantize`."""
+    if table.ndim == 2:
+        return _store(_by_channel(lut_dequantize, codes, scale, table, axis), out)
     with np.errstate(all="ignore"):
         values = table[codes] * spread(scale, codes.shape, axis, group_size)
     return _store(np.asarray(values + np.float32(0), np.float32), out)
+
+
+def _by_channel(twin: Callable[..., Array], x: Array, scale: FloatArray, table: FloatArray, axis: int | None) -> Array:
+    """Each channel with a codebook of its own."""
+    assert axis is not None
+    rows = np.moveaxis(x, axis, 0)
+    found = [twin(row, scale[c : c + 1], table[c]) for c, row in enumerate(rows)]
+    return np.moveaxis(np.stack(found), 0, axis)
 
 
 def spread(vector: Array, shape: tuple[int, ...], axis: int | None, group_size: int | None) -> Array:
