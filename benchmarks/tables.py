@@ -84,11 +84,14 @@ def render() -> str:
         ]
         lines += [f"{network['calibration_samples']} calibration images, all rows from one calibration:", ""]
         lines += [*accuracy_rows(network), ""]
-    for name, network in load("corrections").get("networks", {}).items():
+    levers = {**load("corrections").get("networks", {}), **load("silu").get("networks", {})}
+    for name, network in levers.items():
         samples, forward_s = network["calibration_samples"], network["forward_seconds"]
+        top1, images = network["float_top1"], network["images"]
         lines += [
-            f"**{name}**, points of top-1 lost against float ({network['float_top1']:.2f}), rounding to nearest,",
-            f"power-of-two activations, all layers, {samples} images (bare forward {forward_s:.1f} s):",
+            f"**{name}**, points of top-1 lost against float ({top1:.2f} on {images} images),",
+            f"all layers, rounding to nearest, power-of-two activations, {samples} images to calibrate (bare forward",
+            f"{forward_s:.1f} s):",
             "",
             *correction_rows(network),
             "",
