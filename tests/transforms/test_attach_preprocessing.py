@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,10 @@ from torch import Tensor, nn
 
 import detent
 from detent import Preprocessing
+from detent.corrections.analytic import quantized_kernel
 from detent.errors import ConfigError
 from detent.graph import Graph, capture
+from detent.records.plan import TensorPlan
 from detent.transforms import attach_preprocessing, fold_batch_norm, fold_forward
 from tests.transforms.random_networks import Description, RandomNetwork, example, networks
 
@@ -264,3 +267,58 @@ def test_raw_pixels_are_exact_on_the_grid() -> None:
             raw.float(), torch.tensor([1.0]), torch.tensor([zero], dtype=torch.int32), grid.qmin, grid.qmax, None, None
         )
         np.testing.assert_array_equal(codes.numpy(), raw.numpy())
+
+
+@pytest.mark.parametrize("record", [GREY, PHOTO], ids=["grey", "photo"])
+@pytest.mark.parametrize("name", ["conv", "padded", "depthwise_padded", "flattened"])
+def test_rounded_kernels_see_centred_input(name: str, record: Preprocessing) -> None:
+    torch.manual_seed(0)
+    model, raw = FOLDED[name]().eval(), raw_images(samples=16)
+    graph = detent.capture(model, raw, preprocessing=record)
+    plan = detent.plan(graph, detent.calibrate(graph, raw, progress=False), weights_bits=3)
+    (layer,) = plan.weights
+    assert [entry.method for entry in plan.bias_corrections.values()] == ["folded mean"]
+    # Without grids on activations, what is left is the rounded kernel applied to the normalized input, and its bias.
+    bare = replace(plan, activations={value: TensorPlan(grid=None) for value in plan.activations})
+    kernel = graph.tensor(graph.find(layer).weight).detach().numpy()
+    rounded = torch.from_numpy(quantized_kernel(kernel, plan.weights[layer].grid))
+    prepared = torch.from_numpy(record.normalize(raw.numpy()))
+    gain = torch.from_numpy(record.gain).float().expand(3)
+    weight = next(module for module in model.modules() if hasattr(module, "weight")).weight
+    if name == "flattened":
+        rounded = rounded / gain.repeat_interleave(81)
+    elif name == "depthwise_padded":
+        rounded = rounded / gain.repeat_interleave(2).reshape(-1, 1, 1, 1)
+    else:
+        rounded = rounded / gain.reshape(1, -1, 1, 1)
+    with torch.no_grad():
+        weight.copy_(rounded)
+        wanted, got = model(prepared), detent.apply(graph, bare)(raw)
+    assert (wanted - got).abs().max() <= 1e-4 * wanted.abs().max()
+
+
+def test_corrections_by_data_take_its_place_or_come_on_top() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 4, 3))
+    raw = raw_images(samples=32)
+    graph = detent.capture(model, raw, preprocessing=PHOTO)
+    statistics = detent.calibrate(graph, raw, progress=False, channels=True)
+    analytic = detent.plan(graph, statistics, weights_bits=4, bias_correction="analytic")
+    assert {entry.method for entry in analytic.bias_corrections.values()} == {"analytic"}
+    plain = detent.plan(graph, statistics, weights_bits=4)
+    for start in (plain, analytic):
+        sequential = detent.correct_biases(graph, start, raw)
+        assert sequential.bias_corrections.keys() >= plain.bias_corrections.keys()
+        with torch.no_grad():
+            wanted = graph(raw).mean((0, 2, 3))
+            off = (detent.apply(graph, sequential)(raw).mean((0, 2, 3)) - wanted).abs().max()
+        assert off < 0.02 * wanted.abs().max()
+
+
+def test_a_collapsed_first_layer_keeps_the_mean_it_took_in() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 4, 1))
+    raw = raw_images()
+    graph = detent.transform(detent.capture(model, raw, preprocessing=PHOTO), linear_collapsing=True)
+    plan = detent.plan(graph, detent.calibrate(graph, raw, progress=False))
+    assert len(plan.weights) == len(plan.bias_corrections) == 1

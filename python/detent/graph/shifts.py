@@ -17,4 +17,5 @@ FILL: Final = "detent_fill"
 """On a padding with a number other than zero that stands for the zero of a shifted value, so it is on its grid."""
 
 COMPENSATED: Final = "detent_compensated"
-"""On a layer that reads shifted values, the shift: its bias takes back what the kernel makes of it."""
+"""On a layer that reads shifted values, the shift, a number or float64 `[C_in]`: its bias takes back what the kernel
+makes of it."""

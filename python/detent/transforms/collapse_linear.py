@@ -9,6 +9,7 @@ from torch import fx
 
 from detent.graph.graph import Graph, GraphNode
 from detent.graph.roles import argument, argument_names
+from detent.graph.shifts import COMPENSATED
 from detent.transforms.edits import (
     finish,
     is_pointwise,
@@ -169,6 +170,8 @@ def _merge(graph: Graph, pair: _Pair) -> None:
     options = [argument(pair.model.node, name) for name in argument_names(pair.model.node)[3:]]
     if pair.stride is not None:
         options[0] = pair.stride
+    if COMPENSATED in pair.first.node.meta:
+        call.meta[COMPENSATED] = pair.first.node.meta[COMPENSATED]
     call.target = pair.model.node.target
     call.args = (argument(pair.first.node, "input"), *nodes, *options)
     call.kwargs = {}

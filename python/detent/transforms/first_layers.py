@@ -13,6 +13,7 @@ from detent.graph.layouts import BATCH
 from detent.graph.names import NAME, PREPARES, RANGE
 from detent.graph.roles import argument, argument_names, op_name
 from detent.graph.shapes import concrete_shape
+from detent.graph.shifts import COMPENSATED
 from detent.transforms.affine import Affine, absorb_affine, kernel_obstacle
 from detent.transforms.edits import is_pointwise, is_read_once, pads, per_axis
 from detent.transforms.insertion import Inserter
@@ -67,7 +68,10 @@ def fold_into_reader(graph: Graph, name: str, value: fx.Node, affine: Affine, re
     if reason is not None:
         return FoldedReader(reason=reason)
     padded = layer.kind == "conv" and bool(affine.shift.any()) and pads(layer)
-    fillings = _fillings(affine, concrete_shape(before)[layer.channel_axis or 0]) if padded else []
+    sizes = concrete_shape(before)
+    channels = sizes[-1] if layer.kind == "linear" else sizes[layer.channel_axis or 0]
+    zeros = (-affine.shift / affine.gain).expand(channels)
+    fillings = _runs(zeros) if padded else []
     if len(fillings) > _MOST_PADDINGS:
         return FoldedReader(
             reason=f"{layer.name} pads with zeros, which differ in {len(fillings)} runs of raw channels"
@@ -75,6 +79,9 @@ def fold_into_reader(graph: Graph, name: str, value: fx.Node, affine: Affine, re
     reason = absorb_affine(graph, affine, layer)
     if reason is not None:
         return FoldedReader(reason=f"{layer.name}: {reason}")
+    if zeros.any():
+        # The raw input is the centred one and these: the bias takes them back as a rewrite by a shift does.
+        layer.node.meta[COMPENSATED] = zeros.numpy()
     if not fillings:
         return FoldedReader(layer=layer.name)
     _pad_in_front(graph, name, layer, before, fillings)
@@ -115,10 +122,10 @@ def _obstacle(graph: Graph, layer: GraphNode, affine: Affine, before: fx.Node) -
     return kernel_obstacle(graph, layer)
 
 
-def _fillings(affine: Affine, channels: int) -> list[tuple[float, int]]:
-    """The raw value that stands for zero in each run of neighbouring channels, and the length of the run."""
+def _runs(fillings: torch.Tensor) -> list[tuple[float, int]]:
+    """What each run of neighbouring channels is padded with, and the length of the run."""
     runs: list[tuple[float, int]] = []
-    for filling in (-affine.shift / affine.gain).expand(channels).tolist():
+    for filling in fillings.tolist():
         if runs and runs[-1][0] == filling:
             runs[-1] = (filling, runs[-1][1] + 1)
         else:
