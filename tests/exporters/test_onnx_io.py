@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import detent
 from detent import Preprocessing
 from detent.errors import ConfigError, ExportError
-from detent.exporters import verify_onnx
+from detent.exporters import verify_onnx, verify_onnx_values
 from detent.quantized import QuantizedModel
 
 RECORDS = {
@@ -154,6 +154,13 @@ def test_a_type_the_grid_does_not_have(
         detent.export(make(), tmp_path / "model.onnx", **options)
     assert all(word in str(caught.value) for word in words), str(caught.value)
     assert not (tmp_path / "model.onnx").exists()
+
+
+def test_values_cannot_be_compared_from_codes(tmp_path: Path) -> None:
+    qmodel = make()
+    path = detent.export(qmodel, tmp_path / "model.onnx", inputs="uint8")
+    with pytest.raises(ExportError, match="input hold codes"):
+        verify_onnx_values(path, qmodel, images().float())
 
 
 def test_values_in_float_have_no_codes(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,10 +14,8 @@ from torch import Tensor, nn
 
 import detent
 from detent import Preprocessing
-from detent.corrections.analytic import quantized_kernel
 from detent.errors import ConfigError
 from detent.graph import Graph, capture
-from detent.records.plan import TensorPlan
 from detent.transforms import attach_preprocessing, fold_batch_norm, fold_forward
 from tests.transforms.random_networks import Description, RandomNetwork, example, networks
 
@@ -237,6 +234,9 @@ def test_what_is_not_an_image_is_refused() -> None:
     words = capture(nn.Embedding(5, 3), torch.zeros(2, 4, dtype=torch.int64))
     with pytest.raises(ConfigError, match="cannot be normalized"):
         attach_preprocessing(words, GREY)
+    numbers = capture(nn.ReLU(), torch.randn(4))
+    with pytest.raises(ConfigError, match="a sample of one number"):
+        attach_preprocessing(numbers, SAMPLE)
     once = attach_preprocessing(capture(nn.Conv2d(3, 4, 3), torch.randn(2, 3, 9, 9)), GREY)
     with pytest.raises(ConfigError, match="preprocessed already"):
         attach_preprocessing(once, GREY)
@@ -269,56 +269,10 @@ def test_raw_pixels_are_exact_on_the_grid() -> None:
         np.testing.assert_array_equal(codes.numpy(), raw.numpy())
 
 
-@pytest.mark.parametrize("record", [GREY, PHOTO], ids=["grey", "photo"])
-@pytest.mark.parametrize("name", ["conv", "padded", "depthwise_padded", "flattened"])
-def test_rounded_kernels_see_centred_input(name: str, record: Preprocessing) -> None:
-    torch.manual_seed(0)
-    model, raw = FOLDED[name]().eval(), raw_images(samples=16)
-    graph = detent.capture(model, raw, preprocessing=record)
-    plan = detent.plan(graph, detent.calibrate(graph, raw, progress=False), weights_bits=3)
-    (layer,) = plan.weights
-    assert [entry.method for entry in plan.bias_corrections.values()] == ["folded mean"]
-    # Without grids on activations, what is left is the rounded kernel applied to the normalized input, and its bias.
-    bare = replace(plan, activations={value: TensorPlan(grid=None) for value in plan.activations})
-    kernel = graph.tensor(graph.find(layer).weight).detach().numpy()
-    rounded = torch.from_numpy(quantized_kernel(kernel, plan.weights[layer].grid))
-    prepared = torch.from_numpy(record.normalize(raw.numpy()))
-    gain = torch.from_numpy(record.gain).float().expand(3)
-    weight = next(module for module in model.modules() if hasattr(module, "weight")).weight
-    if name == "flattened":
-        rounded = rounded / gain.repeat_interleave(81)
-    elif name == "depthwise_padded":
-        rounded = rounded / gain.repeat_interleave(2).reshape(-1, 1, 1, 1)
-    else:
-        rounded = rounded / gain.reshape(1, -1, 1, 1)
-    with torch.no_grad():
-        weight.copy_(rounded)
-        wanted, got = model(prepared), detent.apply(graph, bare)(raw)
-    assert (wanted - got).abs().max() <= 1e-4 * wanted.abs().max()
-
-
-def test_corrections_by_data_take_its_place_or_come_on_top() -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 4, 3))
-    raw = raw_images(samples=32)
-    graph = detent.capture(model, raw, preprocessing=PHOTO)
-    statistics = detent.calibrate(graph, raw, progress=False, channels=True)
-    analytic = detent.plan(graph, statistics, weights_bits=4, bias_correction="analytic")
-    assert {entry.method for entry in analytic.bias_corrections.values()} == {"analytic"}
-    plain = detent.plan(graph, statistics, weights_bits=4)
-    for start in (plain, analytic):
-        sequential = detent.correct_biases(graph, start, raw)
-        assert sequential.bias_corrections.keys() >= plain.bias_corrections.keys()
-        with torch.no_grad():
-            wanted = graph(raw).mean((0, 2, 3))
-            off = (detent.apply(graph, sequential)(raw).mean((0, 2, 3)) - wanted).abs().max()
-        assert off < 0.02 * wanted.abs().max()
-
-
-def test_a_collapsed_first_layer_keeps_the_mean_it_took_in() -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 4, 1))
-    raw = raw_images()
-    graph = detent.transform(detent.capture(model, raw, preprocessing=PHOTO), linear_collapsing=True)
-    plan = detent.plan(graph, detent.calibrate(graph, raw, progress=False))
-    assert len(plan.weights) == len(plan.bias_corrections) == 1
+def test_signed_bytes_are_exact_where_codes_are_symmetric() -> None:
+    raw = torch.arange(-128, 128).to(torch.int8).reshape(4, 1, 8, 8)
+    record = Preprocessing(scale=1 / 255, mean=0.5 - 128 / 255, std=0.25, dtype="int8")
+    qmodel = detent.quantize(nn.Conv2d(1, 4, 3), raw // 8, target="tensorrt", preprocessing=record, progress=False)
+    grid = qmodel.plan.activation_grid("input")
+    assert grid is not None
+    assert (grid.kind, grid.scale.tolist(), grid.zero_point.tolist()) == ("symmetric", [1.0], [0])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,7 @@ def _tapped(path: Path) -> tuple[bytes, dict[str, str]]:
         model = onnx.load(path)
     except Exception as error:
         raise ExportError(f"cannot read the file: {error}", where=str(path)) from error
+    _refuse_integer_ends(model, path)
     suffix = "_quantized"
     codes = {node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
     taps = {
@@ -99,6 +101,19 @@ def _tapped(path: Path) -> tuple[bytes, dict[str, str]]:
         if name not in ends
     )
     return model.SerializeToString(), taps
+
+
+def _refuse_integer_ends(model: Any, path: Path) -> None:
+    ends = (*model.graph.input, *model.graph.output)
+    eight_or_sixteen = ("INT8", "UINT8", "INT16", "UINT16")
+    names = import_module("onnx").TensorProto.DataType
+    codes = [end.name for end in ends if names.Name(end.type.tensor_type.elem_type) in eight_or_sixteen]
+    if codes:
+        raise ExportError(
+            f"{', '.join(codes)} hold codes, and values are compared from real inputs on",
+            where=str(path),
+            remedy="export with inputs='float32' and outputs='float32', or compare outputs only with verify_onnx",
+        )
 
 
 class _Comparison(fx.Interpreter):

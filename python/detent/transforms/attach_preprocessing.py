@@ -67,6 +67,8 @@ def _check(record: Preprocessing, spec: InputSpec) -> None:
         raise ConfigError(f"an input of type {spec.dtype} cannot be normalized", where=where)
     if spec.batch_axis is None:
         raise ConfigError("an input without a batch axis cannot be preprocessed", where=where)
+    if record.samplewise != "none" and len(spec.shape) < 2:
+        raise ConfigError("a sample of one number has no mean and deviation of its own", where=where)
     if record.layout is not None and len(record.layout) != len(spec.shape):
         raise ConfigError(
             f"layout {record.layout!r} has {len(record.layout)} axes, the input {len(spec.shape)}", where=where
