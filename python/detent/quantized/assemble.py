@@ -172,7 +172,8 @@ class _Assembly:
             lost = lost.reshape(node.groups, -1, kernel.shape[1]).swapaxes(1, 2).reshape(-1, len(kernel) // node.groups)
         taps = lost.reshape(len(lost), lost.shape[1], -1).sum(axis=2)  # [C_out, C_in / groups]
         shifts = np.broadcast_to(amount, node.groups * taps.shape[1]).reshape(node.groups, -1)
-        missing = (taps * np.repeat(shifts, len(taps) // node.groups, axis=0)).sum(axis=1).astype(np.float32)
+        of_outputs = np.repeat(shifts, len(taps) // node.groups, axis=0)
+        missing: npt.NDArray[np.float32] = (taps * of_outputs).sum(axis=1).astype(np.float32)
         return missing if added is None else added + missing
 
     def _bias_steps(
