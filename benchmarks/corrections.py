@@ -25,7 +25,6 @@ WIDTHS = ((8, 8), (4, 8), (4, 4))
 """Bits of kernels and of activations."""
 
 ACTIVATIONS = {"kind": "power_of_two", "bits": [8, 4], "signed": None}
-KERNELS = {"weights": {"kind": "symmetric", "bits": [8, 4]}}
 TARGET = {
     "schema_version": 1,
     "extends": "imx500",
@@ -33,8 +32,9 @@ TARGET = {
     "version": "1",
     "description": "imx500 with 4-bit activations.",
     "sources": [],
-    "defaults": {"weights": None, "bias_bits": None, "activations": ACTIVATIONS},
-    "ops": dict.fromkeys(("conv", "conv_transposed", "linear"), KERNELS),
+    "defaults": {"weights": None, "bias_bits": None, "activations": ACTIVATIONS, "input_bits": None},
+    # What imx500 says about the widths of single operations is taken back; its kernels have 8 and 4 bits among others.
+    "ops": {name: {"activations": ACTIVATIONS, "input_bits": None} for name in detent.load_target("imx500").ops},
 }
 
 PLAIN = {"linear_collapsing": False, "residual_collapsing": False}

@@ -134,6 +134,27 @@ def test_each_option_of_activations(graph: detent.Graph, stats: detent.Statistic
     detent.apply(graph, plan)
 
 
+def test_codebooks_and_groups_for_single_kernels(graph: detent.Graph, stats: detent.Statistics) -> None:
+    rules = [
+        edit.rule(edit.name("mix.0"), edit.weights(bits=4, group_size=4)),
+        edit.rule(edit.name("twice"), edit.weights(bits=4, kind="lut")),
+    ]
+    plan = detent.plan(graph, stats, rules=rules)
+    grouped = detent.plan(graph, stats, weights_bits=4, weights_group_size=4)
+    codebooks = detent.plan(graph, stats, weights_bits=4, weights_grid="lut", tie_free=False)
+    assert plan.weights["mix.0"].grid == grouped.weights["mix.0"].grid
+    assert plan.weights["mix.0"].grid.group_size == 4
+    assert np.array_equal(plan.weights["twice"].grid.table, codebooks.weights["twice"].grid.table)
+    assert plan.weights["head"].grid.kind == "symmetric"
+    detent.apply(graph, plan)
+    # A rule brings a single kernel back from what all others have.
+    back = edit.rule(edit.op("linear"), edit.weights(kind="symmetric", bits=8))
+    mixed = detent.plan(graph, stats, weights_bits=4, weights_grid="lut", rules=[back])
+    assert {name: entry.grid.kind for name, entry in mixed.weights.items() if entry.grid.kind != "lut"} == {
+        "head": "symmetric"
+    }
+
+
 def test_a_threshold_set_by_hand_is_applied_as_it_is(graph: detent.Graph, stats: detent.Statistics) -> None:
     rule = edit.rule(edit.name("features.1.conv"), edit.weights(threshold=0.3))
     plan = detent.plan(graph, stats, target="onnxruntime", rules=[rule])
@@ -345,6 +366,11 @@ REFUSED: list[tuple[str, Rule, str | None, str]] = [
     ("default", edit.rule(edit.op("linear"), edit.weights(grid=KERNEL)), "head", "5 channels, the grid 2"),
     ("imx500", edit.rule(edit.op("linear"), edit.weights(grid=KERNEL)), "head", "narrow_range=False"),
     ("default", edit.rule(edit.op("add"), edit.activations(metric="lp", p=0.5)), "add", "at least 1"),
+    ("default", edit.rule(edit.op("add"), edit.activations(kind="lut")), "add", "choose among uniform"),
+    ("imx500", edit.rule(edit.op("linear"), edit.weights(kind="lut")), "head", "choose among symmetric"),
+    ("imx500", edit.rule(edit.op("linear"), edit.weights(group_size=3)), "head", "one step a channel"),
+    ("default", edit.rule(edit.op("linear"), edit.weights(group_size=4)), "head", "does not divide the 6 input"),
+    ("default", edit.rule(edit.op("linear"), edit.weights(kind="lut", bits=8)), "head", "choose among 2, 3, 4"),
 ]
 
 

@@ -78,6 +78,11 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"grid": GRID, "bits": 8}, "cannot go with `bits`"),
     ({"grid": 8}, "must be a detent.Grid"),
     ({"freeze": "yes"}, "true or false"),
+    ({"group_size": 0}, "from 1"),
+    ({"group_size": 4, "threshold": 1.0}, "nothing to search"),
+    ({"kind": "lut", "group_size": 4}, "none for each group"),
+    ({"kind": "lut", "metric": "kl"}, "squared error"),
+    ({"kind": "lut_power_of_two", "threshold": 1.0}, "give a `grid`"),
 ]
 
 
@@ -93,6 +98,8 @@ def test_rules_that_make_no_sense() -> None:
         edit.rule(edit.op("conv"))
     with pytest.raises(ConfigError, match="`z_threshold` is for activations"):
         edit.rule(edit.op("conv"), edit.weights(z_threshold=3.0))
+    with pytest.raises(ConfigError, match="`group_size` is for weights"):
+        edit.rule(edit.op("conv"), edit.activations(group_size=4))
     with pytest.raises(ConfigError, match=r"`where` is a filter"):
         edit.rule("conv", edit.weights(bits=4))  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="an action is"):

@@ -102,7 +102,7 @@ def _alternatives(rule: OpRule) -> str:
 def _activations(rule: OpRule) -> str:
     usual = f"{rule.activations.kind} {_widths(rule.activations.bits)} {_SIGN[rule.activations.signed]}"
     special = [
-        f"{width} is {exception.kind} {_SIGN[exception.signed]}"
+        f"{width} {'' if exception.kind == rule.activations.kind else exception.kind + ' '}{_SIGN[exception.signed]}"
         for width, exception in rule.activations.exceptions.items()
         if width in rule.activations.bits
     ]
@@ -114,7 +114,7 @@ def _inputs(rule: OpRule) -> str:
         return "as they come"
     if rule.input_bits is None:
         return "quantized"
-    return "as wide as the output" if rule.input_bits == "output" else f"{_widths(rule.input_bits)} bits"
+    return "as output" if rule.input_bits == "output" else f"{_widths(rule.input_bits)} bits"
 
 
 def _bias(rule: OpRule) -> str:
@@ -123,7 +123,7 @@ def _bias(rule: OpRule) -> str:
 
 def _output(rule: OpRule, usual: OpRule) -> str:
     if rule.fixed_outputs:
-        return ", ".join(f"step 1/{1 / grid.scale:g}, zero point {grid.zero_point}" for grid in rule.fixed_outputs)
+        return "\n".join(f"step 1/{1 / grid.scale:g}, zero point {grid.zero_point}" for grid in rule.fixed_outputs)
     if rule.activations != usual.activations:
         return _activations(rule)
     if rule.inputs_share_output_grid:
