@@ -21,9 +21,20 @@ if TYPE_CHECKING:
     from detent.config import Preprocessing, QuantizationConfig
     from detent.exporters import export
     from detent.graph import Graph
-    from detent.pipeline import apply, calibrate, capture, correct_biases, plan, quantize, revise, transform
+    from detent.pipeline import (
+        apply,
+        calibrate,
+        capture,
+        collect_moments,
+        correct_biases,
+        plan,
+        quantize,
+        revise,
+        transform,
+    )
     from detent.quantized import QuantizedModel
     from detent.records.grid import Grid
+    from detent.records.moments import InputMoments
     from detent.records.plan import QuantPlan
     from detent.records.statistics import Statistics
     from detent.targets import load_target, target_names
@@ -32,6 +43,7 @@ __all__ = [
     "DetentError",
     "Graph",
     "Grid",
+    "InputMoments",
     "Preprocessing",
     "QuantPlan",
     "QuantizationConfig",
@@ -41,6 +53,7 @@ __all__ = [
     "build_info",
     "calibrate",
     "capture",
+    "collect_moments",
     "correct_biases",
     "edit",
     "export",
@@ -57,6 +70,7 @@ __version__: str = _core.version
 _HOMES: Final = {
     "Graph": "detent.graph",
     "Grid": "detent.records.grid",
+    "InputMoments": "detent.records.moments",
     "Preprocessing": "detent.config",
     "QuantPlan": "detent.records.plan",
     "QuantizationConfig": "detent.config",
@@ -65,6 +79,7 @@ _HOMES: Final = {
     "apply": "detent.pipeline",
     "calibrate": "detent.pipeline",
     "capture": "detent.pipeline",
+    "collect_moments": "detent.pipeline",
     "correct_biases": "detent.pipeline",
     "export": "detent.exporters",
     "load_target": "detent.targets",

@@ -13,23 +13,20 @@ from typing import Any
 from torch import nn
 from torch.export import ExportedProgram
 
-from detent._arguments import check_plan_is_of, expect, fingerprint_of, reference_of
+from detent._arguments import expect, reference_of
 from detent.config import Preprocessing, QuantizationConfig, resolve_preprocessing
-from detent.corrections import correct_analytically, correct_sequentially, corrections_of
-from detent.edit import Rule, resolve_changes, resolve_rules
+from detent.edit import Rule
 from detent.errors import ConfigError
 from detent.graph import Graph
 from detent.graph import capture as capture_graph
 from detent.graph.example import normalize_example
-from detent.graph.placement import Placement, bias_input, correctable_layers, place
+from detent.planning import check_rules, correct_biases, plan, revise, values_to_observe
 from detent.quantized import QuantizedModel, assemble
-from detent.records.choices import Choices
 from detent.records.plan import QuantPlan
 from detent.records.rules import checked_rules
 from detent.records.statistics import Statistics
-from detent.statistics import Keeping, calibrate, first_batch, first_samples
+from detent.statistics import Keeping, calibrate, collect_moments, first_batch
 from detent.targets import Target, load_target
-from detent.thresholds import avoid_ties, make_room_for_biases, notes_on_groups, search_grids
 from detent.transforms import (
     absorb_high_biases,
     attach_preprocessing,
@@ -53,6 +50,7 @@ __all__ = [
     "calibrate",
     "capture",
     "check_rules",
+    "collect_moments",
     "correct_biases",
     "plan",
     "quantize",
@@ -160,180 +158,6 @@ def _required(target: str | Path | Target | None) -> Target:
     return load_target(target)
 
 
-def plan(
-    graph: Graph,
-    stats: Statistics,
-    *,
-    target: str | Path | Target = "default",
-    config: QuantizationConfig | Mapping[str, Any] | None = None,
-    rules: Sequence[Rule] = (),
-    earlier: QuantPlan | None = None,
-    **options: Any,
-) -> QuantPlan:
-    """Choose a grid for every tensor that `target` quantizes; no data is read and no forward pass is run.
-
-    Args:
-        graph: the captured network.
-        stats: what calibration saw of it.
-        target: name of a built-in target or path of a target file.
-        config: options; single ones can be given by keyword and take precedence.
-        rules: what to decide otherwise for some tensors, from `detent.edit.rule`; later ones win.
-        earlier: a plan for the same graph whose frozen entries are taken over; everything else is decided anew.
-        **options: fields of `QuantizationConfig`, e.g. `activation_metric="kl"`, `z_threshold=8.0`.
-
-    Raises:
-        ConfigError: unknown target or option, statistics of another model, or a rule that cannot be carried out.
-        CalibrationError: the statistics lack a value the target quantizes.
-    """
-    settings, rules = QuantizationConfig.resolve(config, options), checked_rules(rules)
-    chip, reference = load_target(target), reference_of(target)
-    fingerprint = fingerprint_of(graph, stats)
-    if earlier is not None:
-        check_plan_is_of(earlier, fingerprint, "earlier")
-    placement = place(graph, chip)
-    choices = resolve_rules(graph, placement, chip, settings, rules, earlier)
-    decided = QuantPlan(
-        target=reference,
-        graph=fingerprint,
-        activations={},
-        weights={},
-        config=settings.differences(),
-        samples=stats.samples,
-        notes=(*stats.notes, *placement.notes),
-        bias_corrections={} if earlier is None else corrections_of(earlier, placement, choices.kept_weights),
-        rules=rules,
-        preprocessing={spec.name: spec.preprocessing for spec in graph.inputs if spec.preprocessing is not None},
-    )
-    return _decide(graph, stats, chip, settings, placement, choices, decided)
-
-
-def check_rules(
-    graph: Graph, rules: Sequence[Rule], target: str | Path | Target, config: QuantizationConfig | None = None
-) -> None:
-    """Refuse rules that `plan` could not carry out, so that a mistake does not cost a calibration.
-
-    Raises:
-        ConfigError: as `plan`; the error names the rule as written, the layer and what is allowed.
-    """
-    chip = load_target(target)
-    settings = QuantizationConfig() if config is None else config
-    resolve_rules(graph, place(graph, chip), chip, settings, checked_rules(rules))
-
-
-def revise(graph: Graph, plan: QuantPlan, stats: Statistics, rules: Sequence[Rule]) -> QuantPlan:
-    """A plan in which the tensors that rules mean are decided anew; everything else in it stays, edited by hand or not.
-
-    What the plan's own rules asked for these tensors still holds where the new ones leave it open. A kernel whose bias
-    no longer fits is widened, with a note. Sequential bias corrections of the layers that change are dropped.
-
-    Args:
-        graph: the captured network.
-        plan: made for it.
-        stats: what calibration saw of it.
-        rules: from `detent.edit.rule`; later ones win.
-
-    Raises:
-        ConfigError: the plan or the statistics are of another model, a rule cannot be carried out, or asks for a change
-            of a frozen tensor.
-    """
-    expect(plan, QuantPlan, "plan", "detent.plan or QuantPlan.load")
-    fingerprint = fingerprint_of(graph, stats)
-    check_plan_is_of(plan, fingerprint, "plan")
-    chip, settings, rules = load_target(plan.target), QuantizationConfig.resolve(plan.config, {}), checked_rules(rules)
-    placement = place(graph, chip)
-    choices = resolve_changes(graph, placement, chip, settings, plan, rules)
-    kept = corrections_of(plan, placement, choices.kept_weights)
-    dropped = [name for name, found in plan.bias_corrections.items() if name not in kept and found.method != "analytic"]
-    notes = (
-        [f"rules dropped the measured bias correction of {', '.join(dropped)}; correct biases again"] if dropped else []
-    )
-    decided = replace(plan, bias_corrections=kept, rules=(*plan.rules, *rules), notes=(*plan.notes, *notes))
-    return _decide(graph, stats, chip, settings, placement, choices, decided)
-
-
-def _decide(
-    graph: Graph,
-    stats: Statistics,
-    target: Target,
-    config: QuantizationConfig,
-    placement: Placement,
-    choices: Choices,
-    decided: QuantPlan,
-) -> QuantPlan:
-    """`decided` with all tables filled: grids, room for biases, steps without ties, corrections."""
-    activations, weights = search_grids(graph, placement, stats, target, config, choices)
-    weights, notes = make_room_for_biases(graph, placement, activations, weights, choices.pinned_weights)
-    notes += notes_on_groups(graph, placement, weights, config.weights_group_size)
-    if config.tie_free:
-        weights = avoid_ties(graph, placement, activations, weights, {*choices.pinned_weights, *choices.kept_weights})
-    corrections = dict(decided.bias_corrections)
-    if config.bias_correction == "analytic":
-        found, more = correct_analytically(graph, placement, stats, activations, weights)
-        anew = {
-            user
-            for layer, point in placement.weights.items()
-            if layer not in choices.kept_weights
-            for user in point.users
-        }
-        corrections |= {name: correction for name, correction in found.items() if name in anew}
-        notes += more
-    return replace(
-        decided,
-        activations=activations,
-        weights=weights,
-        bias_corrections=corrections,
-        notes=tuple(dict.fromkeys([*decided.notes, *notes])),
-    )
-
-
-def correct_biases(graph: Graph, plan: QuantPlan, data: Any, *, samples: int = 256) -> QuantPlan:
-    """A plan whose biases make up for quantization, layer by layer behind quantized and corrected predecessors.
-
-    Runs the float and the quantized network once over the samples. A correction that does not help on the last
-    quarter of them is left out, and a note names the layer. Layers whose kernel is frozen stay as they are.
-
-    Args:
-        graph: the captured network.
-        plan: made for it; corrections it has are replaced.
-        data: calibration batches in any form `calibrate` takes.
-        samples: how many of them to use, from the beginning.
-
-    Raises:
-        CalibrationError: there are fewer than two samples, or they do not fit the model.
-        ConfigError: the plan is not for this graph.
-    """
-    expect(graph, Graph, "graph", "detent.capture")
-    expect(plan, QuantPlan, "plan", "detent.plan or QuantPlan.load")
-    batches = first_samples(graph, data, samples, parts=4)
-    placement = place(graph, load_target(plan.target))
-    frozen = [layer for layer, entry in plan.weights.items() if entry.frozen and layer in placement.weights]
-    kept = corrections_of(plan, placement, frozen)
-    bare = replace(plan, bias_corrections=kept)
-    correctable = correctable_layers(graph, placement)
-    layers = [name for name, point in correctable.items() if point.layer not in frozen]
-    quantized = assemble(graph, bare).graph_module
-    held_out = max(1, len(batches) // 4)
-    corrections, notes = correct_sequentially(graph, quantized, layers, batches, held_out)
-    notes = [*plan.notes, *notes]
-    return replace(bare, bias_corrections={**kept, **corrections}, notes=tuple(dict.fromkeys(notes)))
-
-
-def values_to_observe(
-    graph: Graph, target: str | Path | Target, config: QuantizationConfig | None = None
-) -> tuple[str, ...]:
-    """Names of the values whose statistics `plan` needs for one target; `calibrate` takes them as `values`.
-
-    Observing everything serves all targets; observing less is faster when only one is wanted.
-    """
-    placement = place(graph, load_target(target))
-    points = placement.activations.values()
-    needed = [member for point in points if not point.constant for member in point.members]
-    if config is not None and config.bias_correction == "analytic":
-        layers = map(graph.find, correctable_layers(graph, placement))
-        needed += [graph.name_of(bias_input(graph, layer)) for layer in layers]
-    return tuple(dict.fromkeys(needed))
-
-
 def apply(graph: Graph, plan: QuantPlan, *, trainable: bool = False) -> QuantizedModel:
     """Model + plan = quantized model.
 
@@ -391,14 +215,15 @@ def quantize(
         data = list(data) if isinstance(data, Iterator) else data
         graph = transform(graph, calibrate(graph, data, progress=progress), target=target, config=settings)
     sequential, analytic = (settings.bias_correction == kind for kind in ("sequential", "analytic"))
-    if sequential and isinstance(data, Iterator):
-        data = Keeping(data, settings.bias_correction_samples)
+    if settings.samples_kept and isinstance(data, Iterator):
+        data = Keeping(data, settings.samples_kept)
     # Only what this plan reads is observed; a user who wants to decide again calibrates once for everything.
     values = values_to_observe(graph, target, settings)
     check_rules(graph, rules, target, settings)
     stats = calibrate(graph, data, progress=progress, values=values, channels=analytic)
-    decided = plan(graph, stats, target=target, config=settings, rules=rules)
+    data = data.kept if isinstance(data, Keeping) else data
+    moments = collect_moments(graph, data, samples=settings.moment_samples) if settings.reads_moments else None
+    decided = plan(graph, stats, target=target, config=settings, rules=rules, moments=moments)
     if sequential:
-        data = data.kept if isinstance(data, Keeping) else data
         decided = correct_biases(graph, decided, data, samples=settings.bias_correction_samples)
     return apply(graph, decided)

@@ -161,7 +161,7 @@ def test_any_flipped_bit_is_noticed(saved):
 
 def edited(saved, change_meta=None, change_arrays=None, *, sign=False):
     """Rewrite a file as somebody with safetensors at hand would, with a digest that fits if `sign`."""
-    from detent.records import statistics as module
+    from detent.records import tensor_file as module
 
     raw = saved.read_bytes()
     arrays = parse(raw)

@@ -88,7 +88,8 @@ def quantize_to_folder(
             raise KeyboardInterrupt(f"no file was left half-written{kept}") from None
         statistics.save(out / "statistics.safetensors")
     with _step(console, "plan"):
-        plan = detent.plan(graph, statistics, target=target, config=config, rules=asked)
+        moments = detent.collect_moments(graph, data, samples=config.moment_samples) if config.reads_moments else None
+        plan = detent.plan(graph, statistics, target=target, config=config, rules=asked, moments=moments)
         if config.bias_correction == "sequential":
             plan = detent.correct_biases(graph, plan, data, samples=config.bias_correction_samples)
         plan.save(out / "plan.json")

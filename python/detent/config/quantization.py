@@ -13,7 +13,7 @@ from detent.errors import ConfigError
 __all__ = ["ActivationMetric", "QuantizationConfig", "WeightsGrid", "WeightsMetric"]
 
 ActivationMetric = Literal["noclipping", "mse", "mae", "lp", "kl"]
-WeightsMetric = Literal["noclipping", "mse", "mae", "lp", "kl"]
+WeightsMetric = Literal["noclipping", "mse", "mae", "lp", "kl", "output"]
 WeightsGrid = Literal["power_of_two", "symmetric", "uniform", "lut", "lut_power_of_two"]
 
 
@@ -22,7 +22,8 @@ class QuantizationConfig(FrozenModel):
 
     Attributes:
         activation_metric: error that activation thresholds minimize.
-        weights_metric: error that weight thresholds minimize.
+        weights_metric: error that weight thresholds minimize; `"output"` is the squared error of the layer's output on
+            the data, for which moments of the layers' inputs are collected.
         p: exponent of the `"lp"` metric, sum of |Q(x) - x|^p; 0.5 to 6, for activations 1 to 6.
         z_threshold: activation values further than this many standard deviations from their mean are left out of the
             search; infinity keeps all.
@@ -52,6 +53,10 @@ class QuantizationConfig(FrozenModel):
         shift_negative_ratio: the least output may be at most this part of the signed threshold for that.
         bias_correction: `"analytic"` takes the shift of every layer's mean from the saved statistics; `"sequential"`
             measures it layer by layer behind quantized predecessors, on a part of the calibration samples; `"none"`.
+        gain_correction: multiply the output channels of kernels, through their steps, by what makes up for rounding:
+            `"least_squares"` for the least error at the layer's output, `"second_moment"` so that its variance stays;
+            `"none"`. Needs moments of the layers' inputs.
+        moment_samples: calibration samples that moments are collected from.
         bias_correction_samples: calibration samples for the sequential one; a quarter of them judge it.
 
     Raises:
@@ -80,6 +85,8 @@ class QuantizationConfig(FrozenModel):
     shift_negative: bool = False
     shift_negative_ratio: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.05
     bias_correction: Literal["none", "analytic", "sequential"] = "none"
+    gain_correction: Literal["none", "least_squares", "second_moment"] = "none"
+    moment_samples: Annotated[int, Field(ge=1)] = 256
     bias_correction_samples: Annotated[int, Field(ge=2)] = 256
 
     def __init__(self, **options: Any) -> None:
@@ -133,6 +140,19 @@ class QuantizationConfig(FrozenModel):
     def rewrites_by_statistics(self) -> bool:
         """Whether a rewrite is wanted that reads statistics, so that the network is calibrated twice."""
         return self.bias_absorption or self.softmax_shift or self.smooth_quant or self.shift_negative
+
+    @property
+    def reads_moments(self) -> bool:
+        """Whether planning needs moments of the layers' inputs, from a pass over the first samples."""
+        return self.weights_metric == "output" or self.gain_correction != "none"
+
+    @property
+    def samples_kept(self) -> int:
+        """How many samples are read again after calibration, from the beginning."""
+        return max(
+            self.moment_samples if self.reads_moments else 0,
+            self.bias_correction_samples if self.bias_correction == "sequential" else 0,
+        )
 
     def differences(self) -> dict[str, Any]:
         """The options that differ from their defaults, as plain data; `QuantizationConfig(**differences)` restores."""

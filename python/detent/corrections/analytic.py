@@ -18,6 +18,7 @@ from detent.graph.roles import argument
 from detent.graph.shifts import COMPENSATED
 from detent.records.correction import BiasCorrection
 from detent.records.grid import Grid
+from detent.records.grid_values import multiplied
 from detent.records.plan import TensorPlan, grid_of
 from detent.records.statistics import Statistics, TensorStatistics
 
@@ -49,8 +50,8 @@ def correct_analytically(
     """
     corrections, notes = {}, []
     for name, point in correctable_layers(graph, placement).items():
-        layer, grid = graph.find(name), weights[point.layer].grid
-        if grid is None or weights[point.layer].frozen:
+        layer, entry = graph.find(name), weights[point.layer]
+        if entry.grid is None or entry.frozen:
             continue
         source = graph.name_of(bias_input(graph, layer))
         observed = statistics.tensors.get(source)
@@ -60,14 +61,14 @@ def correct_analytically(
             continue
         assert layer.weight is not None
         kernel = graph.tensor(layer.weight).detach().cpu().contiguous().numpy()
-        rounded = grid.round(kernel)
+        codes = entry.grid.round(multiplied(kernel, entry.gain, entry.grid.axis)).astype(np.float64)
         # What a rewrite added to the input is taken back exactly when the plan is applied.
         unshifted = np.asarray(mean, np.float64) - layer.node.meta.get(COMPENSATED, 0.0)
-        shift = _moved(layer, rounded.astype(np.float64) - kernel, unshifted)
+        shift = _moved(layer, codes - kernel, unshifted)
         value = point.inputs[point.users.index(name)]
         if inputs and value is not None and value in statistics:
             moved = _mean_shift(statistics[value], grid_of(activations, value))
-            shift = shift + _moved(layer, rounded.astype(np.float64), np.full(len(mean), moved))
+            shift = shift + _moved(layer, codes, np.full(len(mean), moved))
         corrections[name] = BiasCorrection(shift=(-shift).astype(np.float32), method="analytic")
     return corrections, notes
 

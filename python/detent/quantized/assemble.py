@@ -21,6 +21,7 @@ from detent.quantized.check import check_plan
 from detent.quantized.editor import GraphEditor
 from detent.quantized.model import QuantizedModel
 from detent.records.grid import Grid
+from detent.records.grid_values import multiplied
 from detent.records.plan import QuantPlan
 from detent.targets import load_target
 
@@ -80,10 +81,10 @@ class _Assembly:
 
     def quantize_kernel(self, point: WeightPoint, users: Iterable[GraphNode]) -> None:
         """Replace a kernel by its codes, for all operations that share it."""
-        grid = self.plan.weights[point.layer].grid
-        if grid is not None:
+        entry = self.plan.weights[point.layer]
+        if entry.grid is not None:
             reads = [(user.weight, user.node) for user in users if user.weight is not None]
-            self._quantize_reads(dict.fromkeys(reads), grid, point.parameter)
+            self._quantize_reads(dict.fromkeys(reads), entry.grid, point.parameter, entry.gain)
 
     def quantize_constant(self, path: str, grid: Grid) -> None:
         """Replace a stored tensor that takes part in the arithmetic by its codes, wherever it is read."""
@@ -91,7 +92,13 @@ class _Assembly:
         reads = [node for node in nodes if node.op == "get_attr" and str(node.target) == path]
         self._quantize_reads([(read, user) for read in reads for user in read.users], grid, path)
 
-    def _quantize_reads(self, reads: Iterable[tuple[fx.Node, fx.Node]], grid: Grid, path: str) -> None:
+    def _quantize_reads(
+        self,
+        reads: Iterable[tuple[fx.Node, fx.Node]],
+        grid: Grid,
+        path: str,
+        gain: npt.NDArray[np.float32] | None = None,
+    ) -> None:
         """Replace reads of a stored tensor, given as (read, user) of the captured graph, by its quantized form."""
         quantized: dict[fx.Node, fx.Node] = {}
         stored: tuple[object, ...] | None = None
@@ -99,15 +106,24 @@ class _Assembly:
             read = self.editor.copies[original]
             if read not in quantized:
                 if self.trainable:
-                    quantized[read] = self._fake_quantize(read, read, path, grid)
+                    source = read if gain is None else self._multiplied(read, original, path, gain, grid.axis)
+                    quantized[read] = self._fake_quantize(source, source, path, grid)
                 else:
-                    stored = stored or self._store_codes(path, self.graph.tensor(original), grid)
+                    values = np.ascontiguousarray(self.graph.tensor(original).detach().cpu().numpy())
+                    stored = stored or self._store_codes(path, multiplied(values, gain, grid.axis), grid)
                     quantized[read] = self._expand(read, grid, stored)
                 quantized[read].meta = dict(read.meta)
             self.editor.copies[user].replace_input_with(read, quantized[read])
 
-    def _store_codes(self, path: str, value: torch.Tensor, grid: Grid) -> tuple[object, ...]:
-        array = np.ascontiguousarray(value.detach().cpu().numpy())
+    def _multiplied(
+        self, read: fx.Node, original: fx.Node, path: str, gain: npt.NDArray[np.float32], axis: int | None
+    ) -> fx.Node:
+        """A read of a trainable kernel that has its gains in it."""
+        values = np.ascontiguousarray(self.graph.tensor(original).detach().cpu().numpy())
+        stored = self.editor.store(f"{path}_multiplied", multiplied(values, gain, axis), trainable=True)
+        return self.editor.read_after(read, stored)
+
+    def _store_codes(self, path: str, array: npt.NDArray[np.float32], grid: Grid) -> tuple[object, ...]:
         scale = self.editor.store(f"{path}_scale", grid.scale)
         if grid.table is not None:
             codes = lut_quantize(array, grid.scale, grid.table, axis=grid.axis)
@@ -162,12 +178,13 @@ class _Assembly:
         The float bias takes a shift s back by s sum W, but the codes compute s sum Q(W); like a zero point's, the
         product is known beforehand.
         """
-        correction, grid = self.plan.bias_corrections.get(node.name), self.plan.weights[point.layer].grid
+        correction, entry = self.plan.bias_corrections.get(node.name), self.plan.weights[point.layer]
         amount, added = node.node.meta.get(COMPENSATED), None if correction is None else correction.shift
-        if amount is None or grid is None or node.weight is None:
+        if amount is None or entry.grid is None or node.weight is None:
             return added
         kernel = np.ascontiguousarray(self.graph.tensor(node.weight).detach().cpu().numpy())
-        lost = kernel.astype(np.float64) - grid.round(kernel)
+        codes = entry.grid.round(multiplied(kernel, entry.gain, entry.grid.axis))
+        lost = kernel.astype(np.float64) - codes
         if node.kind == "conv_transposed":  # [C_in, C_out / groups, 1, ...]
             lost = lost.reshape(node.groups, -1, kernel.shape[1]).swapaxes(1, 2).reshape(-1, len(kernel) // node.groups)
         taps = lost.reshape(len(lost), lost.shape[1], -1).sum(axis=2)  # [C_out, C_in / groups]

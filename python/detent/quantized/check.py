@@ -42,8 +42,9 @@ def check_plan(graph: Graph, plan: QuantPlan, placement: Placement, target: Targ
                 where=value,
                 remedy=f'restore {{"same_as": "{point.same_as}"}} and edit {point.same_as!r} instead',
             )
-        if entry.bias_bits is not None:
-            raise ConfigError("`bias_bits` is for weights, an activation has none", where=value)
+        if entry.bias_bits is not None or entry.gain is not None:
+            word = "bias_bits" if entry.bias_bits is not None else "gain"
+            raise ConfigError(f"`{word}` is for weights, an activation has none", where=value)
         grid = plan.activation_grid(value)
         if grid is not None:
             if grid.axis is not None:
@@ -65,6 +66,7 @@ def check_plan(graph: Graph, plan: QuantPlan, placement: Placement, target: Targ
                 _check_codebook(weight.grid, weight.grid.table, weight_point, target)
             _check_shape(graph, weight.grid, weight_point)
             _check_bias(weight, weight_point, target)
+            _check_gain(weight, layer)
     _check_corrections(graph, plan, placement)
     _check_readers(plan, placement, target)
 
@@ -189,6 +191,18 @@ def _check_bias(weight: TensorPlan, point: WeightPoint, target: Target) -> None:
     if weight.bias_bits != point.bias_bits:
         wanted = "a float bias, remove `bias_bits`" if point.bias_bits is None else f"`bias_bits` {point.bias_bits}"
         raise ConfigError(f"target {target.name!r} computes this layer with {wanted}", where=point.layer)
+
+
+def _check_gain(weight: TensorPlan, where: str) -> None:
+    if weight.gain is None or weight.grid is None:
+        return
+    groups = weight.grid.group_size is not None
+    if weight.grid.size % len(weight.gain) if groups else weight.grid.size != len(weight.gain):
+        raise ConfigError(
+            f"the kernel has {weight.grid.size} thresholds, its gain {len(weight.gain)} numbers",
+            where=where,
+            remedy="give one number for each, or remove `gain`",
+        )
 
 
 def _check_shape(graph: Graph, grid: Grid, point: WeightPoint) -> None:

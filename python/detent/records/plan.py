@@ -15,6 +15,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
+
 from detent._registry import unknown_name
 from detent._validation import parse_json
 from detent.config import Preprocessing
@@ -56,6 +59,8 @@ class TensorPlan:
         metric: the error metric the grid was chosen by.
         bias_bits: width of the bias codes, weights only; None leaves the bias in float.
         frozen: later stages leave the tensor as it is, and a plan made anew takes it over.
+        gain: what the kernel's channels are multiplied by before they go to the grid, weights only: float32
+            `[channels]`, or `[1]` for a grid of the whole kernel; None multiplies by nothing.
     """
 
     grid: Grid | None
@@ -64,6 +69,7 @@ class TensorPlan:
     metric: str | None = None
     bias_bits: int | None = None
     frozen: bool = False
+    gain: npt.NDArray[np.float32] | None = None
 
     def to_dict(self) -> dict[str, Any] | str:
         """Plain data; a tensor kept in float is the word `"float"`."""
@@ -78,6 +84,8 @@ class TensorPlan:
                 data[name] = value
         if self.frozen:
             data["frozen"] = True
+        if self.gain is not None:
+            data["gain"] = [float(str(number)) for number in self.gain]
         return data
 
     @classmethod
@@ -87,7 +95,7 @@ class TensorPlan:
             return cls(grid=None)
         if not isinstance(data, Mapping):
             raise ConfigError(f"an entry is an object or the word {_FLOAT!r}, got {data!r}", where=where)
-        known = {"grid", "same_as", "error", "metric", "bias_bits", "frozen"}
+        known = {"grid", "same_as", "error", "metric", "bias_bits", "frozen", "gain"}
         for key in data:
             if key not in known:
                 raise _at(unknown_name("plan key", key, known), where)
@@ -115,8 +123,27 @@ class TensorPlan:
         if bias_bits not in (None, 32):
             raise ConfigError(f"`bias_bits` must be 32 or absent, got {bias_bits!r}", where=where)
         metric = data.get("metric")
-        metric = None if metric is None else str(metric)
-        return cls(grid=grid, error=error, metric=metric, bias_bits=bias_bits, frozen=frozen)
+        return cls(
+            grid=grid,
+            error=error,
+            metric=None if metric is None else str(metric),
+            bias_bits=bias_bits,
+            frozen=frozen,
+            gain=_gain(data.get("gain"), where),
+        )
+
+
+def _gain(data: object, where: str) -> npt.NDArray[np.float32] | None:
+    if data is None:
+        return None
+    numbers = data if isinstance(data, list) else [data]
+    try:
+        gain = np.array(numbers, np.float64).astype(np.float32)
+    except (TypeError, ValueError, OverflowError):
+        gain = np.zeros(0, np.float32)
+    if gain.ndim != 1 or not len(gain) or not bool(np.all(np.isfinite(gain) & (gain > 0))):
+        raise ConfigError("`gain` must be a list of positive numbers, one per channel of the grid", where=where)
+    return gain
 
 
 def grid_of(activations: Mapping[str, TensorPlan], name: str) -> Grid | None:

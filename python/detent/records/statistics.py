@@ -1,13 +1,10 @@
 """`Statistics`: what calibration saw of every value, exact, mergeable and independent of order.
 
-The file is safetensors with one metadata entry, `detent`, holding JSON. Its tensors are the kernel's accumulator
-states, named `value/field`. A digest over everything makes any later change of the file an error, not a wrong plan.
+The tensors of the file are the kernel's accumulator states, named `value/field` (see `records.tensor_file`).
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,19 +14,16 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError
-from safetensors.numpy import load as parse_safetensors
-from safetensors.numpy import save as format_safetensors
 
 from detent.errors import CalibrationError, FormatError
 from detent.kernels.statistics import StatisticsAccumulator
 from detent.records.files import write_atomically
+from detent.records.tensor_file import canonical_bytes, read_tensor_file, tensor_file
 
 __all__ = ["Statistics", "TensorStatistics"]
 
 _FORMAT: Final = "detent.statistics"
 _VERSION: Final = 1
-_METADATA_KEY: Final = "detent"
 _REMEDY: Final = "collect the statistics again with detent.calibrate and save them with Statistics.save"
 
 State = Mapping[str, npt.NDArray[Any]]
@@ -174,7 +168,7 @@ class TensorStatistics:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, TensorStatistics):
             return NotImplemented
-        return self.constant == other.constant and _canonical(self.state) == _canonical(other.state)
+        return self.constant == other.constant and canonical_bytes(self.state) == canonical_bytes(other.state)
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -243,17 +237,13 @@ class Statistics(Mapping[str, TensorStatistics]):
         """The file's content, the same bytes for the same statistics; `extra` entries travel along."""
         arrays = {f"{name}/{key}": array for name, tensor in self.items() for key, array in tensor.state.items()}
         meta = {
-            "format": _FORMAT,
-            "version": _VERSION,
             "samples": self.samples,
             "fingerprint": self.fingerprint,
             "notes": list(self.notes),
             "values": [{"name": name, "constant": tensor.constant} for name, tensor in self.items()],
             "extra": dict(extra or {}),
         }
-        meta["digest"] = _digest(meta, arrays)
-        # One metadata entry: safetensors writes several in arbitrary order.
-        return format_safetensors(arrays, metadata={_METADATA_KEY: json.dumps(meta, sort_keys=True)})
+        return tensor_file(_FORMAT, _VERSION, meta, arrays)
 
     def save(self, path: str | Path) -> None:
         """Write the statistics to `path`, completely or not at all.
@@ -285,11 +275,7 @@ def read_statistics(path: Path) -> tuple[Statistics, dict[str, str]]:
     Raises:
         FormatError: the file is missing, truncated, edited, or of another version.
     """
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise FormatError(f"cannot read the file: {error.strerror or error}", where=str(path)) from None
-    meta, arrays = _parse(raw, path)
+    meta, arrays = read_tensor_file(path, _FORMAT, _VERSION, _REMEDY)
     try:
         return _rebuild(meta, arrays), {str(key): str(value) for key, value in meta["extra"].items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -311,30 +297,6 @@ def summary_table(statistics: Statistics) -> str:
     return "\n".join(lines)
 
 
-def _parse(raw: bytes, path: Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
-    try:
-        arrays = parse_safetensors(raw)
-        size = int.from_bytes(raw[:8], "little")
-        meta = json.loads(json.loads(raw[8 : 8 + size])["__metadata__"][_METADATA_KEY])
-        kind, version = meta["format"], meta["version"]
-    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise FormatError(
-            f"not a complete statistics file ({type(error).__name__}: {error})", where=str(path), remedy=_REMEDY
-        ) from None
-    if kind != _FORMAT:
-        raise FormatError(f"the file holds {kind!r}, not {_FORMAT!r}", where=str(path), remedy=_REMEDY)
-    if version != _VERSION:
-        raise FormatError(
-            f"the file is of format version {version!r}, this detent reads version {_VERSION}",
-            where=str(path),
-            remedy="read it with the detent that wrote it, or collect the statistics again",
-        )
-    digest = meta.pop("digest", None)
-    if digest != _digest(meta, arrays):
-        raise FormatError("the file was changed after it was written", where=str(path), remedy=_REMEDY)
-    return meta, arrays
-
-
 def _rebuild(meta: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> Statistics:
     states: dict[str, dict[str, npt.NDArray[Any]]] = {entry["name"]: {} for entry in meta["values"]}
     for key, array in arrays.items():
@@ -344,16 +306,3 @@ def _rebuild(meta: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> Stati
         entry["name"]: TensorStatistics(states[entry["name"]], constant=entry["constant"]) for entry in meta["values"]
     }
     return Statistics(tensors, int(meta["samples"]), str(meta["fingerprint"]), tuple(meta["notes"]))
-
-
-def _digest(meta: dict[str, Any], arrays: State) -> str:
-    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode() + b"\0" + _canonical(arrays)).hexdigest()
-
-
-def _canonical(arrays: State) -> bytes:
-    """All that makes the arrays what they are, as bytes: comparing bits, not values, tells -0 from 0."""
-    parts = []
-    for name in sorted(arrays):
-        array = arrays[name]
-        parts.append(f"{name} {array.dtype.str} {array.shape}\0".encode() + array.tobytes())
-    return b"".join(parts)

@@ -11,6 +11,7 @@ from torch import fx
 from detent._registry import unknown_name
 from detent.errors import CalibrationError, ConfigError
 from detent.graph import BatchLayout, Graph, GraphNode
+from detent.graph.patches import has_rows
 
 __all__ = ["Observation", "observed_values"]
 
@@ -78,7 +79,9 @@ def observed_values(graph: Graph, names: Collection[str] | None, notes: list[str
                 raise ConfigError("only float32 values can be observed", where=f"value {name!r}")
         chosen = [value for value in observable if value.name in names]
     else:
-        chosen = [value for value in observable if not value.preserving]
+        # A value on its operand's grid is seen there; only a kernel's input also needs means of its own channels.
+        read_by_kernels = {value.data[0] for value in graph.nodes() if has_rows(value)}
+        chosen = [value for value in observable if not value.preserving or value.node in read_by_kernels]
         for value in graph.nodes():
             if value.is_float and value.dtype != torch.float32:
                 notes.append(f"{value.name} computes in {str(value.dtype).removeprefix('torch.')} and was not observed")

@@ -63,7 +63,8 @@ def search_kernel_grid(
         kernel,
         bits=[bits],
         grid=kind,  # type: ignore[arg-type]
-        metric=config.weights_metric,
+        # What suits the output is sought around what suits the weights.
+        metric="mse" if config.weights_metric == "output" else config.weights_metric,
         p=config.p,
         axis=point.axis,
         group_size=group_size,

@@ -1,0 +1,96 @@
+"""Gains: each output channel of a kernel times a number, so that its rounded form does the float form's work best.
+
+Rounding to few bits leaves an output channel too large or too small on the data it sees. Its codes stay; its step takes
+the factor, so the correction costs a device nothing. Two rules, both from the moments of the layer's input patches with
+matrix G, for a row w and its rounded form q:
+
+* least squares, a = (w G q) / (q G q): the layer's output loses least (the closed-form scale of OBQ-like methods,
+  here with the codes kept);
+* second moment, a = sqrt((w G w) / (q G q)): the output keeps its variance, which is what batch-norm reconstruction
+  reaches by running the network (Nagel et al. 2021, arXiv:2106.08295, section 3.3, names its causes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from detent.graph import Graph
+from detent.graph.patches import kernel_rows
+from detent.graph.placement import Placement, WeightPoint
+from detent.graph.tensors import read_tensor
+from detent.records.grid import Grid
+from detent.records.grid_values import scaled
+from detent.records.moments import InputMoments, LayerMoments
+from detent.records.plan import TensorPlan
+
+__all__ = ["GainRule", "correct_gains"]
+
+GainRule = Literal["least_squares", "second_moment"]
+
+_LARGEST: Final = 2.0
+"""Gains beyond this factor, up or down, would come from channels that the data hardly reach."""
+
+Vector = npt.NDArray[np.float64]
+
+
+def correct_gains(
+    graph: Graph,
+    placement: Placement,
+    moments: InputMoments,
+    weights: Mapping[str, TensorPlan],
+    pinned: Collection[str] = (),
+    *,
+    rule: GainRule,
+    central: bool,
+) -> tuple[dict[str, TensorPlan], list[str]]:
+    """The kernel entries with gains, and a note for each that has none; those of `pinned` layers stay as they are.
+
+    Args:
+        graph: the captured network.
+        placement: where its grids go.
+        moments: of the layers' inputs.
+        weights: grids of the kernels; the limits of a grid are multiplied by its gains.
+        rule: how gains are chosen.
+        central: the means are corrected through biases, so only deviations from them count.
+    """
+    corrected, notes = dict(weights), []
+    for layer, point in placement.weights.items():
+        entry = weights[layer]
+        if entry.grid is None or layer in pinned:
+            continue
+        if layer not in moments:
+            notes.append(f"{layer}: kernel gains not corrected, the moments hold nothing about its input")
+            continue
+        if entry.grid.kind == "power_of_two":
+            notes.append(f"{layer}: kernel gains not corrected, its thresholds must stay powers of two")
+            continue
+        gains = _gains(graph, point, entry.grid, moments[layer], rule, central)
+        corrected[layer] = replace(entry, grid=scaled(entry.grid, gains), gain=gains.astype(np.float32))
+    return corrected, notes
+
+
+def _gains(
+    graph: Graph, point: WeightPoint, grid: Grid, moments: LayerMoments, rule: GainRule, central: bool
+) -> Vector:
+    """The gain of each channel of the grid, or of the whole kernel if it has one step."""
+    node = graph.find(point.layer)
+    kernel = read_tensor(graph.module, point.parameter).detach().contiguous().numpy()
+    float_rows, codes_rows = (kernel_rows(node, k).astype(np.float64) for k in (kernel, grid.round(kernel)))
+    own, cross = moments.inner(codes_rows, codes_rows, float_rows, central=central)
+    if rule == "least_squares":
+        above = cross
+    else:
+        (above,) = moments.inner(float_rows, float_rows, central=central)
+    # What shares a step shares a gain: all rows of a kernel with one step, or the same channel of every group.
+    axis = None if grid.axis is None else (0,) if node.kind == "conv_transposed" else ()
+    above, below = (np.atleast_1d(part.sum(axis=axis)).reshape(-1) for part in (above, own))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = above / below
+        gains = ratio if rule == "least_squares" else np.sqrt(ratio)
+    usable = np.isfinite(gains) & (gains > 0)
+    return np.clip(np.where(usable, gains, 1.0), 1 / _LARGEST, _LARGEST)

@@ -1,0 +1,251 @@
+"""Planning: from statistics to a `QuantPlan`, anew or revised, and biases corrected behind it. No grid is applied here.
+
+The stages of a plan follow each other in `_decide`: grids, limits that suit the outputs, room for biases, gains, steps
+without ties, bias corrections. Each sees the grids as the one before left them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from detent._arguments import check_plan_is_of, expect, fingerprint_of, reference_of
+from detent.config import QuantizationConfig
+from detent.corrections import correct_analytically, correct_gains, correct_sequentially, corrections_of
+from detent.edit import Rule, resolve_changes, resolve_rules
+from detent.errors import ConfigError
+from detent.graph import Graph
+from detent.graph.placement import Placement, bias_input, correctable_layers, place
+from detent.quantized import assemble
+from detent.records.choices import Choices
+from detent.records.moments import InputMoments
+from detent.records.plan import QuantPlan, TensorPlan
+from detent.records.rules import checked_rules
+from detent.records.statistics import Statistics
+from detent.statistics import first_samples
+from detent.targets import Target, load_target
+from detent.thresholds import avoid_ties, make_room_for_biases, notes_on_groups, search_grids, suit_outputs
+
+__all__ = ["check_rules", "correct_biases", "plan", "revise", "values_to_observe"]
+
+
+def plan(
+    graph: Graph,
+    stats: Statistics,
+    *,
+    target: str | Path | Target = "default",
+    config: QuantizationConfig | Mapping[str, Any] | None = None,
+    rules: Sequence[Rule] = (),
+    earlier: QuantPlan | None = None,
+    moments: InputMoments | None = None,
+    **options: Any,
+) -> QuantPlan:
+    """Choose a grid for every tensor that `target` quantizes; no data is read and no forward pass is run.
+
+    Args:
+        graph: the captured network.
+        stats: what calibration saw of it.
+        target: name of a built-in target or path of a target file.
+        config: options; single ones can be given by keyword and take precedence.
+        rules: what to decide otherwise for some tensors, from `detent.edit.rule`; later ones win.
+        earlier: a plan for the same graph whose frozen entries are taken over; everything else is decided anew.
+        moments: what `collect_moments` saw of the layers' inputs, for the options that need it.
+        **options: fields of `QuantizationConfig`, e.g. `activation_metric="kl"`, `z_threshold=8.0`.
+
+    Raises:
+        ConfigError: unknown target or option, statistics or moments of another model, an option without the moments it
+            needs, or a rule that cannot be carried out.
+        CalibrationError: the statistics lack a value the target quantizes.
+    """
+    settings, rules = QuantizationConfig.resolve(config, options), checked_rules(rules)
+    chip, reference = load_target(target), reference_of(target)
+    fingerprint = fingerprint_of(graph, stats)
+    if earlier is not None:
+        check_plan_is_of(earlier, fingerprint, "earlier")
+    placement = place(graph, chip)
+    choices = resolve_rules(graph, placement, chip, settings, rules, earlier)
+    decided = QuantPlan(
+        target=reference,
+        graph=fingerprint,
+        activations={},
+        weights={},
+        config=settings.differences(),
+        samples=stats.samples,
+        notes=(*stats.notes, *placement.notes),
+        bias_corrections={} if earlier is None else corrections_of(earlier, placement, choices.kept_weights),
+        rules=rules,
+        preprocessing={spec.name: spec.preprocessing for spec in graph.inputs if spec.preprocessing is not None},
+    )
+    return _decide(graph, stats, chip, settings, placement, choices, decided, moments)
+
+
+def check_rules(
+    graph: Graph, rules: Sequence[Rule], target: str | Path | Target, config: QuantizationConfig | None = None
+) -> None:
+    """Refuse rules that `plan` could not carry out, so that a mistake does not cost a calibration.
+
+    Raises:
+        ConfigError: as `plan`; the error names the rule as written, the layer and what is allowed.
+    """
+    chip = load_target(target)
+    settings = QuantizationConfig() if config is None else config
+    resolve_rules(graph, place(graph, chip), chip, settings, checked_rules(rules))
+
+
+def revise(
+    graph: Graph, plan: QuantPlan, stats: Statistics, rules: Sequence[Rule], *, moments: InputMoments | None = None
+) -> QuantPlan:
+    """A plan in which the tensors that rules mean are decided anew; everything else in it stays, edited by hand or not.
+
+    What the plan's own rules asked for these tensors still holds where the new ones leave it open. A kernel whose bias
+    no longer fits is widened, with a note. Sequential bias corrections of the layers that change are dropped.
+
+    Args:
+        graph: the captured network.
+        plan: made for it.
+        stats: what calibration saw of it.
+        rules: from `detent.edit.rule`; later ones win.
+        moments: of the layers' inputs, if the plan's options need them.
+
+    Raises:
+        ConfigError: the plan or the statistics are of another model, a rule cannot be carried out, or asks for a change
+            of a frozen tensor.
+    """
+    expect(plan, QuantPlan, "plan", "detent.plan or QuantPlan.load")
+    fingerprint = fingerprint_of(graph, stats)
+    check_plan_is_of(plan, fingerprint, "plan")
+    chip, settings, rules = load_target(plan.target), QuantizationConfig.resolve(plan.config, {}), checked_rules(rules)
+    placement = place(graph, chip)
+    choices = resolve_changes(graph, placement, chip, settings, plan, rules)
+    kept = corrections_of(plan, placement, choices.kept_weights)
+    dropped = [name for name, found in plan.bias_corrections.items() if name not in kept and found.method != "analytic"]
+    notes = (
+        [f"rules dropped the measured bias correction of {', '.join(dropped)}; correct biases again"] if dropped else []
+    )
+    decided = replace(plan, bias_corrections=kept, rules=(*plan.rules, *rules), notes=(*plan.notes, *notes))
+    return _decide(graph, stats, chip, settings, placement, choices, decided, moments)
+
+
+def values_to_observe(
+    graph: Graph, target: str | Path | Target, config: QuantizationConfig | None = None
+) -> tuple[str, ...]:
+    """Names of the values whose statistics `plan` needs for one target; `calibrate` takes them as `values`.
+
+    Observing everything serves all targets; observing less is faster when only one is wanted.
+    """
+    placement = place(graph, load_target(target))
+    points = placement.activations.values()
+    needed = [member for point in points if not point.constant for member in point.members]
+    if config is not None and config.bias_correction == "analytic":
+        layers = map(graph.find, correctable_layers(graph, placement))
+        needed += [graph.name_of(bias_input(graph, layer)) for layer in layers]
+    return tuple(dict.fromkeys(needed))
+
+
+def correct_biases(graph: Graph, plan: QuantPlan, data: Any, *, samples: int = 256) -> QuantPlan:
+    """A plan whose biases make up for quantization, layer by layer behind quantized and corrected predecessors.
+
+    Runs the float and the quantized network once over the samples. A correction that does not help on the last
+    quarter of them is left out, and a note names the layer. Layers whose kernel is frozen stay as they are.
+
+    Args:
+        graph: the captured network.
+        plan: made for it; corrections it has are replaced.
+        data: calibration batches in any form `calibrate` takes.
+        samples: how many of them to use, from the beginning.
+
+    Raises:
+        CalibrationError: there are fewer than two samples, or they do not fit the model.
+        ConfigError: the plan is not for this graph.
+    """
+    expect(graph, Graph, "graph", "detent.capture")
+    expect(plan, QuantPlan, "plan", "detent.plan or QuantPlan.load")
+    batches = first_samples(graph, data, samples, parts=4)
+    placement = place(graph, load_target(plan.target))
+    frozen = [layer for layer, entry in plan.weights.items() if entry.frozen and layer in placement.weights]
+    kept = corrections_of(plan, placement, frozen)
+    bare = replace(plan, bias_corrections=kept)
+    correctable = correctable_layers(graph, placement)
+    layers = [name for name, point in correctable.items() if point.layer not in frozen]
+    quantized = assemble(graph, bare).graph_module
+    held_out = max(1, len(batches) // 4)
+    corrections, notes = correct_sequentially(graph, quantized, layers, batches, held_out)
+    notes = [*plan.notes, *notes]
+    return replace(bare, bias_corrections={**kept, **corrections}, notes=tuple(dict.fromkeys(notes)))
+
+
+def _decide(
+    graph: Graph,
+    stats: Statistics,
+    target: Target,
+    config: QuantizationConfig,
+    placement: Placement,
+    choices: Choices,
+    decided: QuantPlan,
+    moments: InputMoments | None,
+) -> QuantPlan:
+    """`decided` with all tables filled: grids, room for biases, steps without ties, corrections."""
+    moments = _checked(moments, graph, config)
+    activations, weights = search_grids(graph, placement, stats, target, config, choices)
+    weights, notes = _settle_kernels(graph, placement, activations, weights, choices, moments, config)
+    corrections = dict(decided.bias_corrections)
+    if config.bias_correction == "analytic":
+        found, more = correct_analytically(graph, placement, stats, activations, weights)
+        anew = {
+            user
+            for layer, point in placement.weights.items()
+            if layer not in choices.kept_weights
+            for user in point.users
+        }
+        corrections |= {name: correction for name, correction in found.items() if name in anew}
+        notes += more
+    return replace(
+        decided,
+        activations=activations,
+        weights=weights,
+        bias_corrections=corrections,
+        notes=tuple(dict.fromkeys([*decided.notes, *notes])),
+    )
+
+
+def _settle_kernels(
+    graph: Graph,
+    placement: Placement,
+    activations: Mapping[str, TensorPlan],
+    weights: dict[str, TensorPlan],
+    choices: Choices,
+    moments: InputMoments,
+    config: QuantizationConfig,
+) -> tuple[dict[str, TensorPlan], list[str]]:
+    """The kernels' entries after all that follows the search by the weights alone, with notes."""
+    pinned = choices.pinned_weights
+    # Where biases are corrected they take back the means; kernels then answer for the deviations only.
+    central = config.bias_correction != "none"
+    weights, notes = suit_outputs(graph, placement, moments, weights, pinned, central=central)
+    weights, more = make_room_for_biases(graph, placement, activations, weights, pinned)
+    notes += more + notes_on_groups(graph, placement, weights, config.weights_group_size)
+    if config.gain_correction != "none":
+        rule = config.gain_correction
+        weights, more = correct_gains(graph, placement, moments, weights, pinned, rule=rule, central=central)
+        notes += more
+    if config.tie_free:
+        weights = avoid_ties(graph, placement, activations, weights, pinned)
+    return weights, notes
+
+
+def _checked(moments: InputMoments | None, graph: Graph, config: QuantizationConfig) -> InputMoments:
+    """Moments that fit the graph and are there if an option needs them."""
+    fingerprint = graph.fingerprint()
+    if moments is None:
+        if config.reads_moments:
+            raise ConfigError(
+                'weights_metric="output" and gain_correction need moments of the layers\' inputs',
+                remedy="pass moments=detent.collect_moments(graph, data), or use detent.quantize",
+            )
+        return InputMoments({}, 0, fingerprint)
+    expect(moments, InputMoments, "moments", "detent.collect_moments")
+    if moments.fingerprint != fingerprint:
+        raise ConfigError("the moments were collected from another model", remedy="collect the moments of this model")
+    return moments

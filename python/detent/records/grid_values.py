@@ -1,0 +1,44 @@
+"""Multiples: of a kernel by the gains of its channels, and of a grid's limits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from detent.records.grid import Grid
+
+__all__ = ["multiplied", "scaled"]
+
+FloatArray = npt.NDArray[np.float32]
+
+
+def multiplied(values: FloatArray, gain: FloatArray | None, axis: int | None) -> FloatArray:
+    """Values times the gain of their channel along `axis`, or one gain for all; None changes nothing."""
+    if gain is None:
+        return values
+    along = [1] * values.ndim
+    if axis is not None:
+        along[axis] = -1
+    return values * gain.reshape(along)
+
+
+def scaled(grid: Grid, factors: npt.ArrayLike) -> Grid:
+    """The grid with its limits multiplied.
+
+    Args:
+        grid: any grid; power-of-two limits stay so only with powers of two.
+        factors: positive, one number or `[channels]`; all groups of a channel are multiplied by its factor.
+    """
+    factor = np.atleast_1d(np.asarray(factors, np.float64))
+    each = factor if len(factor) == 1 else np.repeat(factor, grid.size // len(factor))
+
+    def times(limits: FloatArray) -> FloatArray:
+        return (limits.astype(np.float64) * each).astype(np.float32)
+
+    if grid.threshold is not None:
+        return replace(grid, threshold=times(grid.threshold))
+    assert grid.lower is not None
+    assert grid.upper is not None
+    return replace(grid, lower=times(grid.lower), upper=times(grid.upper))

@@ -1,0 +1,149 @@
+"""`InputMoments`: first and second moments of the input patches of every layer with a kernel.
+
+With the covariance C of a layer's patches, an error E of a kernel row moves the layer's output by E C E^T on average,
+squared and without its mean: what the output loses, where the error of the weights alone only tells what the weights
+lose. GPTQ and OBQ use the same matrix (Frantar et al. 2022, arXiv:2208.11580, section 3: H = 2 X X^T).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from detent.errors import FormatError
+from detent.kernels.products import multiply
+from detent.records.files import write_atomically
+from detent.records.tensor_file import read_tensor_file, tensor_file
+
+__all__ = ["InputMoments", "LayerMoments"]
+
+_FORMAT: Final = "detent.moments"
+_VERSION: Final = 1
+_REMEDY: Final = "collect the moments again with detent.collect_moments"
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LayerMoments:
+    """Moments of the patches of one layer; a long patch is cut into blocks whose covariances are neglected.
+
+    Args:
+        count: patches seen.
+        sums: float64 `[groups, blocks, size]`.
+        products: float64 `[groups, blocks, size, size]`, the sum of all patches' outer products. A last block that is
+            not full has zeros at its end.
+    """
+
+    count: int
+    sums: Array
+    products: Array
+
+    def __post_init__(self) -> None:
+        if self.sums.ndim != 3 or self.products.shape != (*self.sums.shape, self.sums.shape[-1]) or self.count < 1:
+            raise ValueError(
+                f"shapes {self.sums.shape} and {self.products.shape} of {self.count} patches do not belong together"
+            )
+
+    def second(self, *, central: bool) -> Array:
+        """Mean outer product of the patches, or their covariance if `central`: `[groups, blocks, size, size]`."""
+        raw = self.products / self.count
+        if not central:
+            return raw
+        mean = self.sums / self.count
+        return np.asarray(raw - mean[..., :, None] * mean[..., None, :])
+
+    def inner(self, a: Array, *others: Array, central: bool) -> list[Array]:
+        """The mean over patches x of (a x)(b x), for each row of `a` and the same row of each other array b.
+
+        The products a G are computed in float32 as `detent.kernels.products.multiply` does, the rest in float64.
+
+        Args:
+            a: float64 `[groups, n, d]`, errors of kernel rows for instance.
+            others: arrays of the same shape.
+            central: take deviations from the means: covariances instead of products.
+
+        Returns:
+            One array `[groups, n]` for each of `others`.
+        """
+        blocks = self._blocks(a)
+        matrices = self.second(central=central).astype(np.float32)
+        through = np.empty(blocks.shape)
+        for place in np.ndindex(blocks.shape[:2]):
+            through[place] = multiply(blocks[place].astype(np.float32), matrices[place])
+        return [np.asarray((through * self._blocks(other)).sum(axis=(1, 3))) for other in others]
+
+    def _blocks(self, rows: Array) -> Array:
+        """Rows `[groups, n, d]` cut as the patches are: `[groups, blocks, n, size]`, C order."""
+        groups, blocks, size = self.sums.shape
+        padded = np.pad(rows, [(0, 0), (0, 0), (0, blocks * size - rows.shape[2])])
+        return np.ascontiguousarray(padded.reshape(groups, rows.shape[1], blocks, size).transpose(0, 2, 1, 3))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class InputMoments(Mapping[str, LayerMoments]):
+    """The moments of all layers with a kernel, by layer name.
+
+    Args:
+        layers: moments by layer.
+        samples: calibration samples seen.
+        fingerprint: of the graph they belong to.
+    """
+
+    layers: Mapping[str, LayerMoments]
+    samples: int
+    fingerprint: str
+
+    def __getitem__(self, name: str) -> LayerMoments:
+        return self.layers[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __repr__(self) -> str:
+        return f"InputMoments({len(self.layers)} layers, {self.samples} samples)"
+
+    def to_bytes(self) -> bytes:
+        """The file's content, the same bytes for the same moments."""
+        arrays = {f"{name}/{part}": getattr(layer, part) for name, layer in self.items() for part in _PARTS}
+        layers = [{"name": name, "count": layer.count} for name, layer in self.items()]
+        meta = {"samples": self.samples, "fingerprint": self.fingerprint, "layers": layers}
+        return tensor_file(_FORMAT, _VERSION, meta, arrays)
+
+    def save(self, path: str | Path) -> None:
+        """Write the moments to `path`, completely or not at all.
+
+        Raises:
+            FormatError: the file cannot be written.
+        """
+        write_atomically(Path(path), self.to_bytes())
+
+    @classmethod
+    def load(cls, path: str | Path) -> InputMoments:
+        """Read moments written by `save`.
+
+        Raises:
+            FormatError: the file is missing, truncated, edited, or of another version.
+        """
+        meta, arrays = read_tensor_file(Path(path), _FORMAT, _VERSION, _REMEDY)
+        try:
+            layers = {
+                str(entry["name"]): LayerMoments(
+                    count=int(entry["count"]), **{part: arrays[f"{entry['name']}/{part}"] for part in _PARTS}
+                )
+                for entry in meta["layers"]
+            }
+            return cls(layers, int(meta["samples"]), str(meta["fingerprint"]))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise FormatError(f"the moments contradict themselves: {error}", where=str(path), remedy=_REMEDY) from None
+
+
+_PARTS: Final = ("sums", "products")

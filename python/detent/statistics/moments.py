@@ -1,0 +1,120 @@
+"""Moments of the inputs of all layers with a kernel, from a few patches of each of a few samples."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from detent.errors import CalibrationError
+from detent.graph import Graph, GraphNode
+from detent.graph.executor import Executor
+from detent.graph.patches import Windows, has_rows
+from detent.graph.shifts import COMPENSATED
+from detent.kernels.products import gram
+from detent.records.moments import InputMoments, LayerMoments
+from detent.statistics.data import Data
+from detent.statistics.samples import first_samples
+
+__all__ = ["collect_moments"]
+
+_LONGEST_BLOCK: Final = 1152
+"""Longest part of a patch with one matrix of products: 128 channels of a 3 x 3 kernel, 10 MB."""
+_PATCHES_PER_ELEMENT: Final = 8
+"""Patches seen for each element of a patch: enough for the matrix to have full rank with room to spare."""
+_LEAST_PATCHES: Final = 1024
+
+
+def collect_moments(graph: Graph, data: Data, *, samples: int = 256, seed: int = 0) -> InputMoments:
+    """Run the network over the first samples and add up the outer products of patches of every layer's input.
+
+    Each layer sees patches at random positions, as many as its matrix needs, so that the cost stays below that of the
+    pass itself. The same data and seed give the same bits.
+
+    Args:
+        graph: the captured network.
+        data: calibration batches in any form `detent.calibrate` takes.
+        samples: how many of them to use, from the beginning.
+        seed: of the positions.
+
+    Raises:
+        CalibrationError: the data are empty or do not fit the model, or a layer's input is not finite.
+    """
+    layers = [node for node in graph.nodes() if has_rows(node)]
+    batches = first_samples(graph, data, samples, parts=4)
+    tallies = [_Tally(graph, layer) for layer in layers]
+    sources = list(dict.fromkeys(layer.data[0] for layer in layers))
+    executor = Executor(graph.module, sources, graph.name_of)
+    readers = [[(i, tally) for i, tally in enumerate(tallies) if tally.layer.data[0] is s] for s in sources]
+    for number, batch in enumerate(batches):
+
+        def add(index: int, value: torch.Tensor, number: int = number) -> None:
+            for place, tally in readers[index]:
+                # Each layer and batch draws its own positions, whatever else is collected.
+                tally.add(value, len(batches), np.random.default_rng([seed, place, number]))
+
+        executor.run(batch, add)
+        if number == 0:
+            executor.show_constants(add)
+    seen = sum(_samples(batch, graph) for batch in batches)
+    found = {tally.layer.name: tally.moments() for tally in tallies if tally.count}
+    return InputMoments(found, seen, graph.fingerprint())
+
+
+def _samples(batch: list[torch.Tensor], graph: Graph) -> int:
+    sizes = [
+        tensor.shape[spec.batch_axis]
+        for tensor, spec in zip(batch, graph.inputs, strict=True)
+        if spec.batch_axis is not None
+    ]
+    return int(sizes[0]) if sizes else 1
+
+
+class _Tally:
+    """The sums of one layer."""
+
+    def __init__(self, graph: Graph, layer: GraphNode) -> None:
+        assert layer.weight is not None
+        kernel = graph.tensor(layer.weight)
+        self.layer = layer
+        self.count = 0
+        self._kernel_shape = tuple(kernel.shape)
+        outputs = kernel.shape[0] if layer.kind != "conv_transposed" else kernel.shape[1] * layer.groups
+        self._length = kernel.numel() // outputs
+        blocks = -(-self._length // _LONGEST_BLOCK)
+        size = -(-self._length // blocks)
+        self._sums = np.zeros((layer.groups, blocks, size))
+        self._products = np.zeros((layer.groups, blocks, size, size))
+
+    def add(self, value: torch.Tensor, batches: int, random: np.random.Generator) -> None:
+        """Count the patches of one batch; `batches` of them come in all."""
+        windows = Windows(self.layer, value, self._kernel_shape)
+        rows = value.shape[0] if value.dim() > 1 else 1
+        wanted = max(_LEAST_PATCHES, _PATCHES_PER_ELEMENT * self._products.shape[-1])
+        each = min(windows.positions, -(-wanted // (batches * rows)))
+        patches = windows.at(np.sort(random.permutation(windows.positions)[:each]))
+        if COMPENSATED in self.layer.node.meta:
+            patches = patches - self._compensated(patches.shape[-1])
+        if not bool(np.isfinite(patches).all()):
+            raise CalibrationError("the input of the layer holds NaN or infinity", where=self.layer.name)
+        self.count += patches.shape[1]
+        blocks, size = self._sums.shape[1:]
+        lacking = blocks * size - patches.shape[2]
+        full = np.pad(patches, [(0, 0), (0, 0), (0, lacking)]) if lacking else patches
+        for group, block in np.ndindex(self._sums.shape[:2]):
+            part = np.ascontiguousarray(full[group, :, block * size : (block + 1) * size])
+            gram(part, out=self._products[group, block])
+        self._sums += full.sum(axis=1, dtype=np.float64).reshape(self._sums.shape)
+
+    def _compensated(self, length: int) -> npt.NDArray[np.float32]:
+        """What a rewrite added to the patches, element by element: it is taken back when the plan is applied."""
+        taps = int(np.prod(self._kernel_shape[2:]))
+        channels = self.layer.groups * length // taps
+        amount = np.broadcast_to(self.layer.node.meta[COMPENSATED], channels).reshape(self.layer.groups, 1, -1)
+        return np.repeat(amount, taps, axis=2).astype(np.float32)
+
+    def moments(self) -> LayerMoments:
+        """What was seen."""
+        return LayerMoments(count=self.count, sums=self._sums, products=self._products)

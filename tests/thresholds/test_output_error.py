@@ -1,0 +1,114 @@
+"""Thresholds by the output's error: never worse than those for the weights alone, near the best."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import detent
+from detent.graph.patches import kernel_rows
+from detent.records.grid_values import scaled
+
+
+def layer_and_data(kind: str) -> tuple[nn.Module, torch.Tensor]:
+    torch.manual_seed(0)
+    # Correlated inputs with a few strong directions, as activations have: that is where the two errors differ.
+    mix = torch.randn(8, 8) @ torch.diag(torch.tensor([4.0, 2, 1, 0.5, 0.2, 0.1, 0.1, 0.1]))
+    data = torch.einsum("nchw,dc->ndhw", torch.randn(64, 8, 6, 6), mix).relu()
+    layers = {
+        "conv": nn.Conv2d(8, 12, 3, padding=1),
+        "depthwise": nn.Conv2d(8, 8, 3, groups=8),
+        "transposed": nn.ConvTranspose2d(8, 6, 3, stride=2, groups=2),
+        "linear": nn.Sequential(nn.Flatten(), nn.Linear(8 * 36, 5)),
+    }
+    return layers[kind].eval(), data
+
+
+def losses(graph: detent.Graph, moments: detent.InputMoments, name: str, grid: detent.Grid) -> np.ndarray:
+    layer = graph.find(name)
+    assert layer.weight is not None
+    kernel = graph.tensor(layer.weight).detach().numpy()
+    error = kernel_rows(layer, grid.round(kernel)).astype(np.float64) - kernel_rows(layer, kernel)
+    (found,) = moments[name].inner(error, error, central=False)
+    return found.sum(axis=0) if layer.kind == "conv_transposed" else found.reshape(-1)
+
+
+@pytest.mark.parametrize("kind", ["conv", "depthwise", "transposed", "linear"])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_no_channel_loses_more_and_the_layer_less(kind: str, bits: int) -> None:
+    model, data = layer_and_data(kind)
+    graph = detent.capture(model, data[:2])
+    stats, moments = detent.calibrate(graph, data, progress=False), detent.collect_moments(graph, data)
+    options = {"weights_bits": bits, "tie_free": False}
+    plain = detent.plan(graph, stats, **options)
+    suited = detent.plan(graph, stats, moments=moments, weights_metric="output", **options)
+    ((name, entry),) = suited.weights.items()
+    assert entry.metric == "output"
+    assert entry.grid is not None
+    before = losses(graph, moments, name, plain.weights[name].grid)
+    after = losses(graph, moments, name, entry.grid)
+    assert np.all(after <= before * (1 + 1e-9))
+    assert entry.error == pytest.approx(after.mean(), rel=1e-6)
+    if bits == 8:
+        return  # there the thresholds for the weights are about as good
+    assert after.sum() < 0.95 * before.sum()
+    # Against a denser search: at more bits the error is rough in the threshold, and luck finds a little more.
+    factors = np.linspace(0.5, 1.6, 150)
+    dense = np.stack([losses(graph, moments, name, scaled(plain.weights[name].grid, f)) for f in factors])
+    assert after.sum() <= (1.03 if bits == 2 else 1.25) * dense.min(axis=0).sum()
+
+
+def test_the_output_of_the_network_loses_less() -> None:
+    model, data = layer_and_data("conv")
+    graph = detent.capture(model, data[:2])
+    stats, moments = detent.calibrate(graph, data, progress=False), detent.collect_moments(graph, data)
+    lost = {}
+    for metric in ("mse", "output"):
+        plan = detent.plan(graph, stats, moments=moments, weights_bits=3, activation_bits=16, weights_metric=metric)
+        with torch.no_grad():
+            lost[metric] = float((detent.apply(graph, plan)(data) - model(data)).square().mean())
+    assert lost["output"] < 0.98 * lost["mse"]
+
+
+def test_powers_of_two_stay_so(tmp_path) -> None:
+    model, data = layer_and_data("conv")
+    graph = detent.capture(model, data[:2])
+    stats, moments = detent.calibrate(graph, data, progress=False), detent.collect_moments(graph, data)
+    target = detent.load_target("default")
+    kernels = target.rule("conv").weights
+    assert kernels is not None
+    rule = target.rule("conv").model_copy(update={"weights": kernels.model_copy(update={"kind": "power_of_two"})})
+    path = tmp_path / "t.json"
+    path.write_text(target.model_copy(update={"ops": {"conv": rule}, "name": "pow2"}).model_dump_json())
+    plain = detent.plan(graph, stats, target=path, weights_bits=3)
+    suited = detent.plan(
+        graph,
+        stats,
+        target=path,
+        weights_bits=3,
+        moments=moments,
+        weights_metric="output",
+        gain_correction="second_moment",
+    )
+    ((name, entry),) = suited.weights.items()
+    assert entry.grid is not None
+    assert set(np.frexp(entry.grid.threshold)[0]) == {0.5}
+    assert entry.gain is None
+    assert any("powers of two" in note for note in suited.notes)
+    assert (
+        losses(graph, moments, name, entry.grid).sum() <= losses(graph, moments, name, plain.weights[name].grid).sum()
+    )
+
+
+def test_groups_of_a_channel_move_together() -> None:
+    model, data = layer_and_data("conv")
+    graph = detent.capture(model, data[:2])
+    grid = detent.plan(graph, detent.calibrate(graph, data, progress=False)).weights["conv2d"].grid
+    assert grid is not None
+    grouped = replace(grid, group_size=4, threshold=np.repeat(grid.threshold, 2))
+    moved = scaled(grouped, np.arange(1, 13))
+    assert np.array_equal(moved.threshold, np.repeat(grid.threshold * np.arange(1, 13, dtype=np.float32), 2))
