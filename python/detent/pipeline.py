@@ -22,6 +22,7 @@ from detent.graph import capture as capture_graph
 from detent.graph.example import normalize_example
 from detent.planning import check_rules, correct_biases, plan, revise, values_to_observe
 from detent.quantized import QuantizedModel, assemble
+from detent.records.moving import momentum_to_calibrate
 from detent.records.plan import QuantPlan
 from detent.records.rules import checked_rules
 from detent.records.statistics import Statistics
@@ -220,7 +221,8 @@ def quantize(
     # Only what this plan reads is observed; a user who wants to decide again calibrates once for everything.
     values = values_to_observe(graph, target, settings)
     check_rules(graph, rules, target, settings)
-    stats = calibrate(graph, data, progress=progress, values=values, channels=analytic)
+    momentum = momentum_to_calibrate(settings, rules)
+    stats = calibrate(graph, data, progress=progress, values=values, channels=analytic, moving_maximum=momentum)
     data = data.kept if isinstance(data, Keeping) else data
     moments = collect_moments(graph, data, samples=settings.moment_samples) if settings.reads_moments else None
     decided = plan(graph, stats, target=target, config=settings, rules=rules, moments=moments)

@@ -18,6 +18,7 @@ from detent.edit import Rule, resolve_changes, resolve_rules
 from detent.errors import ConfigError
 from detent.graph import Graph
 from detent.graph.placement import Placement, bias_input, correctable_layers, place
+from detent.graph.policy import place_as_asked
 from detent.quantized import assemble
 from detent.records.choices import Choices
 from detent.records.moments import InputMoments
@@ -64,7 +65,8 @@ def plan(
     fingerprint = fingerprint_of(graph, stats)
     if earlier is not None:
         check_plan_is_of(earlier, fingerprint, "earlier")
-    placement = place(graph, chip)
+    frozen = [] if earlier is None else [name for name, entry in earlier.activations.items() if entry.frozen]
+    placement = place_as_asked(graph, chip, settings, own=frozen)
     choices = resolve_rules(graph, placement, chip, settings, rules, earlier)
     decided = QuantPlan(
         target=reference,
@@ -91,7 +93,7 @@ def check_rules(
     """
     chip = load_target(target)
     settings = QuantizationConfig() if config is None else config
-    resolve_rules(graph, place(graph, chip), chip, settings, checked_rules(rules))
+    resolve_rules(graph, place_as_asked(graph, chip, settings), chip, settings, checked_rules(rules))
 
 
 def revise(
@@ -117,7 +119,8 @@ def revise(
     fingerprint = fingerprint_of(graph, stats)
     check_plan_is_of(plan, fingerprint, "plan")
     chip, settings, rules = load_target(plan.target), QuantizationConfig.resolve(plan.config, {}), checked_rules(rules)
-    placement = place(graph, chip)
+    decided_apart = [name for name, entry in plan.activations.items() if entry.same_as is None]
+    placement = place_as_asked(graph, chip, settings, own=decided_apart)
     choices = resolve_changes(graph, placement, chip, settings, plan, rules)
     kept = corrections_of(plan, placement, choices.kept_weights)
     dropped = [name for name, found in plan.bias_corrections.items() if name not in kept and found.method != "analytic"]
@@ -135,7 +138,7 @@ def values_to_observe(
 
     Observing everything serves all targets; observing less is faster when only one is wanted.
     """
-    placement = place(graph, load_target(target))
+    placement = place_as_asked(graph, load_target(target), config)
     points = placement.activations.values()
     needed = [member for point in points if not point.constant for member in point.members]
     if config is not None and config.bias_correction == "analytic":

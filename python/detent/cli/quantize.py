@@ -18,6 +18,15 @@ def quantize(
     out: Annotated[Path, typer.Option(help="Folder for plan.json, statistics.safetensors and model.onnx.")],
     target: Annotated[str, typer.Option(help="A name that `detent targets` lists, or a .json file.")] = "default",
     activation_metric: Annotated[str | None, typer.Option(help="Error that activation thresholds minimize.")] = None,
+    moving_maximum: Annotated[
+        float | None, typer.Option(help="Momentum of --activation-metric moving_maximum.")
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option(help="Samples run at a time; only a moving maximum depends on it.", min=1)
+    ] = 64,
+    concat_threshold_update: Annotated[
+        bool | None, typer.Option("--concat-threshold-update", help="Inputs of a concatenation take its grid.")
+    ] = None,
     weights_metric: Annotated[str | None, typer.Option(help="Error that weight thresholds minimize.")] = None,
     z_threshold: Annotated[float | None, typer.Option(help="Ignore values this many deviations out.")] = None,
     weights_bits: Annotated[int | None, typer.Option(help="Code width of all kernels.")] = None,
@@ -49,6 +58,8 @@ def quantize(
 
     given = {
         "activation_metric": activation_metric,
+        "moving_maximum": moving_maximum,
+        "concat_threshold_update": concat_threshold_update,
         "weights_metric": weights_metric,
         "z_threshold": z_threshold,
         "weights_bits": weights_bits,
@@ -71,5 +82,6 @@ def quantize(
         rules=rules,
         preprocessing=preprocessing,
         resume=resume,
+        batch_size=batch_size,
         export=Export(inputs=input_dtype, outputs=output_dtype) if onnx else None,
     )

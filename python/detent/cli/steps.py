@@ -18,6 +18,7 @@ from detent.errors import FormatError
 from detent.exporters import check_io_type
 from detent.pipeline import check_rules
 from detent.records.files import read_text
+from detent.records.moving import momentum_to_calibrate
 from detent.statistics import first_batch
 from detent.targets import load_target
 
@@ -50,6 +51,7 @@ def quantize_to_folder(
     rules: Path | None,
     preprocessing: Path | None,
     resume: bool,
+    batch_size: int,
     export: Export | None,
 ) -> None:
     """Quantize and write `plan.json`, `statistics.safetensors` and `model.onnx` into the folder `out`.
@@ -82,7 +84,14 @@ def quantize_to_folder(
         partial.unlink(missing_ok=True)
     with _step(console, "calibrate"):
         try:
-            statistics = detent.calibrate(graph, data, progress=console.is_terminal, resume=partial)
+            statistics = detent.calibrate(
+                graph,
+                data,
+                progress=console.is_terminal,
+                batch_size=batch_size,
+                moving_maximum=momentum_to_calibrate(config, asked),
+                resume=partial,
+            )
         except KeyboardInterrupt:
             kept = "; the same command with --resume continues" if partial.exists() else ""
             raise KeyboardInterrupt(f"no file was left half-written{kept}") from None

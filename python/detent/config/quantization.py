@@ -12,7 +12,7 @@ from detent.errors import ConfigError
 
 __all__ = ["ActivationMetric", "QuantizationConfig", "WeightsGrid", "WeightsMetric"]
 
-ActivationMetric = Literal["noclipping", "mse", "mae", "lp", "kl"]
+ActivationMetric = Literal["noclipping", "mse", "mae", "lp", "kl", "moving_maximum"]
 WeightsMetric = Literal["noclipping", "mse", "mae", "lp", "kl", "output"]
 WeightsGrid = Literal["power_of_two", "symmetric", "uniform", "lut", "lut_power_of_two"]
 
@@ -21,7 +21,11 @@ class QuantizationConfig(FrozenModel):
     """Options of `detent.transform`, `detent.plan` and `detent.quantize`; keyword only, immutable.
 
     Attributes:
-        activation_metric: error that activation thresholds minimize.
+        activation_metric: error that activation thresholds minimize; or `"moving_maximum"`, which searches nothing and
+            clips at the moving maximum of the magnitudes, as QuantizeML does: it depends on the order of the batches.
+        moving_maximum: momentum of that maximum; None takes 0.9, or that of the statistics a plan is made from.
+        concat_threshold_update: values that only a concatenation reads take its grid, so that nothing is requantized
+            there, also where the target does not ask for it.
         weights_metric: error that weight thresholds minimize; `"output"` is the squared error of the layer's output on
             the data, for which moments of the layers' inputs are collected.
         p: exponent of the `"lp"` metric, sum of |Q(x) - x|^p; 0.5 to 6, for activations 1 to 6.
@@ -64,6 +68,8 @@ class QuantizationConfig(FrozenModel):
     """
 
     activation_metric: ActivationMetric = "mse"
+    moving_maximum: Annotated[float, Field(ge=0, lt=1)] | None = None
+    concat_threshold_update: bool = False
     weights_metric: WeightsMetric = "mse"
     p: Annotated[float, Field(ge=0.5, le=6)] = 2.0
     z_threshold: Annotated[float, Field(gt=0)] = float("inf")
@@ -101,6 +107,7 @@ class QuantizationConfig(FrozenModel):
             raise ConfigError(
                 f"`p` must be at least 1 for activations, got {self.p:g}", remedy="0.5 to 1 is for `weights_metric`"
             )
+        self._check_moving_maximum()
         if self.codebook_scope == "channel" and self.weights_grid not in ("lut", "lut_power_of_two"):
             raise ConfigError("`codebook_scope` is for codebooks", remedy="give weights_grid='lut' too")
         if self.weights_grid in ("lut", "lut_power_of_two"):
@@ -115,6 +122,25 @@ class QuantizationConfig(FrozenModel):
                     remedy="leave out `weights_group_size`, or use another `weights_grid`",
                 )
         return self
+
+    def _check_moving_maximum(self) -> None:
+        if self.activation_metric != "moving_maximum":
+            if self.moving_maximum is not None:
+                raise ConfigError(
+                    f"`moving_maximum` is a momentum, and `activation_metric` is {self.activation_metric!r}",
+                    remedy="give activation_metric='moving_maximum' too",
+                )
+            return
+        if self.z_threshold != float("inf"):
+            raise ConfigError(
+                "`z_threshold` leaves values out of a search, and a moving maximum is not searched",
+                remedy="leave it out, or use another `activation_metric`",
+            )
+        if self.shift_negative:
+            raise ConfigError(
+                "`shift_negative` searches shift and threshold together, and a moving maximum is not searched",
+                remedy="leave one of them out",
+            )
 
     @classmethod
     def resolve(

@@ -127,6 +127,8 @@ class TensorChoice:
                 raise ConfigError("a codebook has one threshold a channel, none for each group")
             if self.metric not in (None, "mse"):
                 raise ConfigError(f"codebooks are searched by squared error, the metric asked for is {self.metric!r}")
+        if self.metric == "moving_maximum" and self.z_threshold is not None:
+            raise ConfigError("`z_threshold` leaves values out of a search, and a moving maximum is not searched")
         if self.p is not None and self.metric not in (None, "lp"):
             raise ConfigError(f"`p` is the exponent of the 'lp' metric, the metric asked for is {self.metric!r}")
 
@@ -168,6 +170,8 @@ class TensorChoice:
             dropped |= set(_LIMITS)
         if "metric" in given:
             dropped.add("p")
+        if later.metric == "moving_maximum":
+            dropped.add("z_threshold")
         changes: dict[str, Any] = dict.fromkeys(dropped)
         return replace(self, **{**changes, **{name: getattr(later, name) for name in given}})
 

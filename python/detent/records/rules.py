@@ -46,7 +46,8 @@ class Rule:
             raise ConfigError(
                 "`z_threshold` is for activations, a kernel has no outliers to leave out", where=repr(self)
             )
-
+        if self.weights is not None and self.weights.metric == "moving_maximum":
+            raise ConfigError("a moving maximum is collected from activations, a kernel has none", where=repr(self))
         if self.activations is not None and self.activations.group_size is not None:
             raise ConfigError("`group_size` is for weights, an activation has one step", where=repr(self))
 

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from detent.errors import CalibrationError, FormatError
 from detent.kernels.statistics import StatisticsAccumulator
 from detent.records.files import write_atomically
+from detent.records.moving import MovingMaximum
 from detent.records.tensor_file import canonical_bytes, read_tensor_file, tensor_file
 
 __all__ = ["Statistics", "TensorStatistics"]
@@ -182,12 +183,14 @@ class Statistics(Mapping[str, TensorStatistics]):
         samples: calibration samples seen.
         fingerprint: of the graph they belong to, see `Graph.fingerprint`.
         notes: non-fatal facts about the data and the run.
+        moving: the moving maxima, where they were asked for.
     """
 
     tensors: Mapping[str, TensorStatistics]
     samples: int
     fingerprint: str
     notes: tuple[str, ...] = ()
+    moving: MovingMaximum | None = None
 
     def __getitem__(self, name: str) -> TensorStatistics:
         return self.tensors[name]
@@ -209,8 +212,13 @@ class Statistics(Mapping[str, TensorStatistics]):
         """The statistics of both data sets together: the same bits as one run over all samples.
 
         Raises:
-            CalibrationError: they belong to different graphs or hold different values.
+            CalibrationError: they belong to different graphs, hold different values, or hold moving maxima.
         """
+        if self.moving is not None or other.moving is not None:
+            raise CalibrationError(
+                "a moving maximum depends on the order of all batches, so two of them do not make one",
+                remedy="calibrate once with all the data, or merge statistics collected without `moving_maximum`",
+            )
         if self.fingerprint != other.fingerprint:
             raise CalibrationError(
                 "the statistics belong to different graphs",
@@ -243,6 +251,8 @@ class Statistics(Mapping[str, TensorStatistics]):
             "values": [{"name": name, "constant": tensor.constant} for name, tensor in self.items()],
             "extra": dict(extra or {}),
         }
+        if self.moving is not None:
+            meta["moving_maximum"] = self.moving.to_dict()
         return tensor_file(_FORMAT, _VERSION, meta, arrays)
 
     def save(self, path: str | Path) -> None:
@@ -305,4 +315,5 @@ def _rebuild(meta: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> Stati
     tensors = {
         entry["name"]: TensorStatistics(states[entry["name"]], constant=entry["constant"]) for entry in meta["values"]
     }
-    return Statistics(tensors, int(meta["samples"]), str(meta["fingerprint"]), tuple(meta["notes"]))
+    moving = MovingMaximum.from_dict(meta["moving_maximum"]) if "moving_maximum" in meta else None
+    return Statistics(tensors, int(meta["samples"]), str(meta["fingerprint"]), tuple(meta["notes"]), moving)

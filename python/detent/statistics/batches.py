@@ -59,6 +59,17 @@ class SampleQueue:
         self._waiting -= count - missing
         return [_join(parts, spec) for parts, spec in zip(zip(*pieces, strict=True), self._specs, strict=False)]
 
+    def pull_own(self) -> Batch:
+        """The user's next batch as it came, as fresh tensors; an empty list after the last one.
+
+        Not to be mixed with `pull`, which may leave a part of a batch behind.
+        """
+        batch = next(self._batches, None)
+        if batch is None:
+            return []
+        self._check_shared(batch)
+        return [tensor.clone() for tensor in batch]
+
     def size(self, batch: Batch) -> int:
         """Samples in a batch; a model none of whose inputs has a batch axis takes one sample at a time."""
         for tensor, spec in zip(batch, self._specs, strict=True):
@@ -91,15 +102,17 @@ class SampleDigest:
 
     Args:
         specs: the model's inputs.
+        of_batches: hash where batches end too, so that another batching of the samples gives another hash.
     """
 
-    def __init__(self, specs: Sequence[InputSpec]) -> None:
+    def __init__(self, specs: Sequence[InputSpec], of_batches: bool = False) -> None:
         self._specs = specs
+        self._of_batches = of_batches
         self._hashes = [hashlib.blake2b(digest_size=16) for _ in specs]
 
     def copy(self) -> SampleDigest:
         """An independent hash that has seen the same samples."""
-        other = SampleDigest(self._specs)
+        other = SampleDigest(self._specs, self._of_batches)
         other._hashes = [digest.copy() for digest in self._hashes]
         return other
 
@@ -107,7 +120,10 @@ class SampleDigest:
         """Add the first `samples` samples of a batch, by default all."""
         for tensor, spec, digest in zip(batch, self._specs, self._hashes, strict=True):
             if spec.batch_axis is not None:
-                digest.update(tensor.movedim(spec.batch_axis, 0)[:samples].contiguous().numpy().data)
+                rows = tensor.movedim(spec.batch_axis, 0)[:samples]
+                digest.update(rows.contiguous().numpy().data)
+                if self._of_batches:
+                    digest.update(len(rows).to_bytes(8, "little"))
 
     def hexdigest(self) -> str:
         """The hash of all samples so far."""

@@ -14,13 +14,15 @@ from detent.errors import CalibrationError, ConfigError, FormatError
 from detent.graph import Graph
 from detent.graph.executor import Executor
 from detent.records.files import check_writable
+from detent.records.moving import require_momentum
 from detent.records.statistics import Statistics
 from detent.statistics.batches import Batch, SampleDigest, SampleQueue, pad
 from detent.statistics.checkpoint import Checkpoint, read_checkpoint
 from detent.statistics.collector import Collector, merge
-from detent.statistics.data import Data, checked_batches, expected_samples
+from detent.statistics.data import Data, checked_batches, comes_whole, expected_samples
 from detent.statistics.diagnosis import check_weights, describe_node, nonfinite_error
 from detent.statistics.inputs import note
+from detent.statistics.moving import MovingMaxima
 from detent.statistics.observation import observed_values
 from detent.statistics.workers import Counted, Job, Workers, worker_count
 
@@ -35,6 +37,7 @@ def calibrate(
     batch_size: int = 64,
     values: Collection[str] | None = None,
     channels: bool = True,
+    moving_maximum: float | None = None,
     resume: str | Path | None = None,
     save_every: int = 8,
 ) -> Statistics:
@@ -53,6 +56,10 @@ def calibrate(
         batch_size: samples run at a time; a model captured with a fixed batch runs with that one.
         values: names of the values to observe; None for all.
         channels: also collect minimum, maximum and mean per channel.
+        moving_maximum: also collect a moving maximum of the magnitudes with this momentum, as QuantizeML does with 0.9,
+            for `activation_metric="moving_maximum"`. It depends on order and size of the batches, so the model then
+            runs on the batches as they come, one after the other; only data in one piece are divided by `batch_size`.
+            Such statistics cannot be merged.
         resume: file for partial statistics. If it exists, the samples it has counted are skipped and counting goes on;
             the result is the same bits as without the interruption. It is kept when the run is complete.
         save_every: batches between two writes of the `resume` file.
@@ -69,11 +76,14 @@ def calibrate(
         if number < 1:
             raise ConfigError(f"`{name}` must be at least 1, got {number}")
     notes: list[str] = []
+    if moving_maximum is not None:
+        require_momentum(moving_maximum)
     if not graph.batch.dynamic:
         batch_size = graph.batch.size
         note(notes, f"the model was captured with a fixed batch and ran on {batch_size} samples at a time")
     check_weights(graph)
-    run = _Run(graph, batch_size, (values, channels), None if resume is None else Path(resume), save_every, notes)
+    path, own = None if resume is None else Path(resume), moving_maximum is not None and not comes_whole(data)
+    run = _Run(graph, batch_size, (values, channels), path, save_every, notes, moving_maximum, own)
     queue = SampleQueue(checked_batches(data, graph, notes), graph.inputs)
     with _progress_bar(progress, expected_samples(data, graph)) as show:
         run.skip_counted(queue)
@@ -92,9 +102,13 @@ class _Run:
         path: Path | None,
         save_every: int,
         notes: list[str],
+        momentum: float | None,
+        own_batches: bool,
     ) -> None:
         self._graph = graph
         self._batch_size = batch_size
+        self._momentum = momentum
+        self._own_batches = own_batches
         self._path = path
         self._save_every = save_every
         self._notes = notes
@@ -110,11 +124,26 @@ class _Run:
         self._checkpoint = None if path is None else self._read_checkpoint(path)
         self._collectors: list[Collector] = []
         self._counted = Counted(0, "")
-        self._digest = SampleDigest(graph.inputs)
+        self._digest = SampleDigest(graph.inputs, of_batches=momentum is not None)
 
     def statistics(self) -> Statistics:
         """What has been counted so far; no batch may be on its way."""
-        return Statistics(merge(self._collectors), self._counted.samples, self._fingerprint, tuple(self._notes))
+        collected = self._collectors[0].moving
+        moving = None if collected is None else collected.record()
+        notes = (*self._notes, *(() if moving is None else (moving.note,)))
+        return Statistics(merge(self._collectors), self._counted.samples, self._fingerprint, notes, moving)
+
+    def _pull(self, queue: SampleQueue, most: int) -> Batch:
+        """The next batch: of at most so many samples, or the user's own."""
+        if not self._own_batches:
+            return queue.pull(most)
+        batch = queue.pull_own()
+        if batch and not self._graph.batch.dynamic and queue.size(batch) != self._batch_size:
+            raise CalibrationError(
+                f"the model takes exactly {self._batch_size} samples at a time, and a batch has {queue.size(batch)}",
+                remedy=f"give batches of {self._batch_size}, or capture the model with a dynamic batch",
+            )
+        return batch
 
     def skip_counted(self, queue: SampleQueue) -> None:
         """Pass over the samples the checkpoint has counted, making sure that they are the same.
@@ -125,8 +154,8 @@ class _Run:
         if self._checkpoint is None:
             return
         missing = self._checkpoint.statistics.samples
-        while missing:
-            batch = queue.pull(min(missing, self._batch_size))
+        while missing > 0:
+            batch = self._pull(queue, min(missing, self._batch_size))
             if not batch:
                 break
             self._digest.update(batch)
@@ -143,10 +172,16 @@ class _Run:
     def count_rest(self, queue: SampleQueue, show: Callable[[int], None]) -> None:
         """Count everything the queue still has, and save what is counted if the run ends early."""
         # Operators that draw random numbers would draw others if two batches ran at the same time.
-        workers_wanted = 1 if self._executor.draws_random_numbers else worker_count()
+        # A moving maximum must see them in their order.
+        in_order = self._executor.draws_random_numbers or self._momentum is not None
         earlier = None if self._checkpoint is None else self._checkpoint.statistics
+        moving = None
+        if self._momentum is not None:
+            names = [observation.name for observation in self._observations]
+            moving = MovingMaxima(self._momentum, names, None if earlier is None else earlier.moving)
         self._collectors = [
-            Collector(self._observations, None if worker else earlier) for worker in range(workers_wanted)
+            Collector(self._observations, None if worker else earlier, moving)
+            for worker in range(1 if in_order else worker_count())
         ]
         self._executor.show_constants(self._collectors[0].observe)
         show(self._counted.samples)
@@ -163,7 +198,7 @@ class _Run:
         handed_out, batches = self._counted.samples, 0
         while True:
             try:
-                batch = queue.pull(self._batch_size)
+                batch = self._pull(queue, self._batch_size)
             except Exception:
                 # The data source failed, not the model: what is counted is sound.
                 workers.drain()
@@ -185,7 +220,8 @@ class _Run:
             note(self._notes, f"the `resume` file was not brought up to date: {error}")
 
     def _job(self, batch: Batch, samples: int, before: int) -> Job:
-        missing = self._batch_size - samples
+        # A batch that no other is mixed with needs no padding.
+        missing = 0 if self._momentum is not None and self._graph.batch.dynamic else self._batch_size - samples
         if missing and not self._separable:
             self._refuse_fixed_rest(samples)
             missing = 0
@@ -222,6 +258,15 @@ class _Run:
                 where=str(path),
                 remedy="continue with the same `channels`, or with another `resume` path",
             )
+        if checkpoint is not None:
+            moving = checkpoint.statistics.moving
+            before = None if moving is None else moving.momentum
+            if before != self._momentum:
+                raise CalibrationError(
+                    f"the interrupted run had moving_maximum={before}, this one has {self._momentum}",
+                    where=str(path),
+                    remedy="continue with the same one, or with another `resume` path",
+                )
         return checkpoint
 
     def _refuse_fixed_rest(self, samples: int) -> None:

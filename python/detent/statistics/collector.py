@@ -8,6 +8,7 @@ import torch
 
 from detent.kernels.statistics import StatisticsAccumulator
 from detent.records.statistics import TensorStatistics
+from detent.statistics.moving import MovingMaxima
 from detent.statistics.observation import Observation
 
 __all__ = ["Collector", "merge"]
@@ -19,12 +20,17 @@ class Collector:
     Args:
         observations: the values, in the order in which the graph computes them.
         earlier: statistics to continue from, by name; None to start afresh.
+        moving: collects moving maxima too; the batches must then come in order.
     """
 
     def __init__(
-        self, observations: Sequence[Observation], earlier: Mapping[str, TensorStatistics] | None = None
+        self,
+        observations: Sequence[Observation],
+        earlier: Mapping[str, TensorStatistics] | None = None,
+        moving: MovingMaxima | None = None,
     ) -> None:
         self.observations = observations
+        self.moving = moving
         self.accumulators = [
             StatisticsAccumulator(observation.channel_axis)
             if earlier is None
@@ -36,14 +42,18 @@ class Collector:
     def begin(self, samples: int) -> None:
         """Announce a batch whose first `samples` samples count; the others are padding."""
         self._samples = samples
+        if self.moving is not None:
+            self.moving.begin_batch()
 
     def observe(self, index: int, value: torch.Tensor) -> None:
         """Count the value of the observation at `index`."""
         observation, accumulator = self.observations[index], self.accumulators[index]
         if observation.constant and accumulator.samples:
             return
-        rows = observation.samples_first(value).numpy()
-        accumulator.update(rows, self._samples if observation.attributed else None)
+        rows = observation.samples_first(value)
+        accumulator.update(rows.numpy(), self._samples if observation.attributed else None)
+        if self.moving is not None:
+            self.moving.update(index, rows[: self._samples] if observation.attributed else rows)
 
     def nonfinite(self) -> Observation | None:
         """The first value, in the order of the graph, in which a NaN or an infinity was counted."""

@@ -21,7 +21,7 @@ from detent.graph import Graph
 from detent.statistics.batches import Batch
 from detent.statistics.inputs import fits, match_batch, note
 
-__all__ = ["Data", "checked_batches", "expected_samples", "read_npz"]
+__all__ = ["Data", "checked_batches", "comes_whole", "expected_samples", "read_npz"]
 
 Tensor: TypeAlias = "torch.Tensor | npt.NDArray[Any]"
 Data: TypeAlias = "Tensor | Mapping[str, Tensor] | str | Path | Iterable[Any] | Callable[[], Iterable[Any]]"
@@ -81,6 +81,11 @@ def expected_samples(data: Data, graph: Graph) -> int | None:
     if isinstance(data, torch.utils.data.DataLoader):
         return len(data.dataset) if isinstance(data.dataset, Sized) else None
     return None
+
+
+def comes_whole(data: Data) -> bool:
+    """Whether all samples come in one piece, so that no batches of the user's are in it."""
+    return isinstance(data, str | Path | torch.Tensor | np.ndarray | Mapping)
 
 
 def _iterable(data: Data) -> Iterable[Any]:

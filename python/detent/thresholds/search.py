@@ -22,10 +22,12 @@ from detent.kernels.threads import map_in_threads, num_threads
 from detent.records.choice import TensorChoice
 from detent.records.choices import Choices
 from detent.records.grid import Grid
+from detent.records.moving import MOVING_MAXIMUM
 from detent.records.plan import TensorPlan
 from detent.records.statistics import Statistics, TensorStatistics
 from detent.targets import FixedGrid, GridKindName, Target
 from detent.thresholds.kernel_grids import group_size_of, search_codebook_grid, search_kernel_grid
+from detent.thresholds.moving import clip_at_moving_maximum
 
 __all__ = ["search_activations", "search_grids", "search_weights"]
 
@@ -104,6 +106,8 @@ def _plan_activation(
             return TensorPlan(grid=declared, metric="declared range")
     observed = _observed(graph, point, statistics)
     metric = choice.metric or config.activation_metric
+    if metric == MOVING_MAXIMUM:
+        return clip_at_moving_maximum(point, statistics, observed, (kind, bits, rule.signed), config)
     (found,) = search_histogram(
         observed.counts,
         observed.first_bin,

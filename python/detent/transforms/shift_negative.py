@@ -205,6 +205,7 @@ def _search(
 
 
 def _known(seen: TensorStatistics, config: QuantizationConfig) -> _Known:
+    assert config.activation_metric != "moving_maximum"  # a configuration cannot have both
     return _Known(
         counts=seen.counts,
         first_bin=seen.first_bin,
