@@ -99,6 +99,19 @@ def test_wrong_rules_stop_before_calibration(data: Path, tmp_path: Path) -> None
     assert "rule 1" in result.stderr
 
 
+def test_a_moving_maximum_depends_on_the_batches(data: Path, tmp_path: Path) -> None:
+    plans = {}
+    for size in (8, 64):
+        options = ("--activation-metric", "moving_maximum", "--moving-maximum", 0.8, "--batch-size", size)
+        result = run("quantize", FACTORY, "--data", data, "--out", tmp_path / "out", "--no-onnx", *options)
+        assert result.exit_code == 0, result.output
+        plans[size] = detent.QuantPlan.load(tmp_path / "out" / "plan.json")
+        assert any(f"momentum 0.8 over {64 // size} batches" in note for note in plans[size].notes)
+    assert plans[8].config == {"activation_metric": "moving_maximum", "moving_maximum": 0.8}
+    changed = [name for name, entry in plans[8].activations.items() if entry != plans[64].activations[name]]
+    assert len(changed) > 2
+
+
 def test_resume_leaves_nothing_behind(data: Path, quantized: tuple[Path, Result], tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = run("quantize", FACTORY, "--data", data, "--target", "imx500", "--out", out, "--resume", "--no-onnx")
