@@ -221,8 +221,8 @@ def quantize(
     # Only what this plan reads is observed; a user who wants to decide again calibrates once for everything.
     values = values_to_observe(graph, target, settings)
     check_rules(graph, rules, target, settings)
-    momentum = momentum_to_calibrate(settings, rules)
-    stats = calibrate(graph, data, progress=progress, values=values, channels=analytic, moving_maximum=momentum)
+    momentum, channels = momentum_to_calibrate(settings, rules), analytic or settings.activation_per_channel
+    stats = calibrate(graph, data, progress=progress, values=values, channels=channels, moving_maximum=momentum)
     data = data.kept if isinstance(data, Keeping) else data
     moments = collect_moments(graph, data, samples=settings.moment_samples) if settings.reads_moments else None
     decided = plan(graph, stats, target=target, config=settings, rules=rules, moments=moments)

@@ -24,6 +24,10 @@ def quantize(
     batch_size: Annotated[
         int, typer.Option(help="Samples run at a time; only a moving maximum depends on it.", min=1)
     ] = 64,
+    activation_per_channel: Annotated[
+        bool | None,
+        typer.Option("--activation-per-channel", help="A step a channel where nothing sums over them."),
+    ] = None,
     concat_threshold_update: Annotated[
         bool | None, typer.Option("--concat-threshold-update", help="Inputs of a concatenation take its grid.")
     ] = None,
@@ -59,6 +63,7 @@ def quantize(
     given = {
         "activation_metric": activation_metric,
         "moving_maximum": moving_maximum,
+        "activation_per_channel": activation_per_channel,
         "concat_threshold_update": concat_threshold_update,
         "weights_metric": weights_metric,
         "z_threshold": z_threshold,

@@ -56,6 +56,8 @@ def _show(console: Console, target: Target) -> None:
     for offered, names in on_request.items():
         if offered:
             console.print(f"on request, weights of {', '.join(names)}: {offered}", markup=False)
+    if any(rule.activations.per_channel for rule in (target.defaults, *target.ops.values())):
+        console.print("on request, activations have a step for each channel where nothing sums over them")
     for heads, tails in _grouped(target.fusing).items():
         console.print(f"fused: {' | '.join(heads)}, then {' | '.join(tails)}", markup=False)
     for bits, multiple in target.channel_multiples.items():

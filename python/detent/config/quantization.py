@@ -24,6 +24,8 @@ class QuantizationConfig(FrozenModel):
         activation_metric: error that activation thresholds minimize; or `"moving_maximum"`, which searches nothing and
             clips at the moving maximum of the magnitudes, as QuantizeML does: it depends on the order of the batches.
         moving_maximum: momentum of that maximum; None takes 0.9, or that of the statistics a plan is made from.
+        activation_per_channel: a step for each channel of the activations that nothing sums over their channels, on a
+            target that offers it; notes name the others.
         concat_threshold_update: values that only a concatenation reads take its grid, so that nothing is requantized
             there, also where the target does not ask for it.
         weights_metric: error that weight thresholds minimize; `"output"` is the squared error of the layer's output on
@@ -69,6 +71,7 @@ class QuantizationConfig(FrozenModel):
 
     activation_metric: ActivationMetric = "mse"
     moving_maximum: Annotated[float, Field(ge=0, lt=1)] | None = None
+    activation_per_channel: bool = False
     concat_threshold_update: bool = False
     weights_metric: WeightsMetric = "mse"
     p: Annotated[float, Field(ge=0.5, le=6)] = 2.0

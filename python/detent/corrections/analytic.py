@@ -103,7 +103,7 @@ def _moved(layer: GraphNode, kernel: npt.NDArray[np.float64], mean: Vector) -> V
 
 def _mean_shift(observed: TensorStatistics, grid: Grid | None) -> float:
     """How far quantization moves the mean of a value, estimated at the centres of its histogram's bins."""
-    if grid is None or not observed.count:
+    if grid is None or not observed.count or grid.axis is not None:  # the histogram does not tell channels apart
         return 0.0
     centres = (observed.first_bin + np.arange(len(observed.counts)) + 0.5) * observed.width
     scale, zero = float(grid.scale[0]), int(grid.zero_point[0])

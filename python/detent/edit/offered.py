@@ -66,7 +66,7 @@ class Offers:
             limits = getattr(choice, name)
             if limits is not None and len(limits) != 1:
                 raise ConfigError(
-                    f"{rule!r}: an activation has one grid, and {len(limits)} limits are given",
+                    f"{rule!r}: limits by hand are those of the whole activation, and {len(limits)} are given",
                     where=value,
                     remedy="give one number",
                 )
@@ -158,8 +158,21 @@ class Offers:
         self._check_bits(grid.bits, point.rule.bits, value, rule)
         at = point.rule.at(grid.bits)
         self._check_kind(grid.kind, at.kinds, value, rule)
-        if grid.axis is not None:
-            raise ConfigError(f"{rule!r}: an activation has one grid, remove `axis`", where=value)
+        if grid.axis is not None and point.axis is None:
+            raise ConfigError(
+                f"{rule!r}: this activation has one step for all channels, {point.one_step}",
+                where=value,
+                remedy="remove `axis`, and give one number for each limit",
+            )
+        shape = self.graph.find(value).shape
+        channels = None if shape is None or point.axis is None else shape[point.axis]
+        if grid.axis is not None and (grid.axis, grid.size, grid.group_size) != (point.axis, channels, None):
+            raise ConfigError(
+                f"{rule!r}: the value has {channels} channels along axis {point.axis}, the grid {grid.size} entries "
+                f"along axis {grid.axis}",
+                where=value,
+                remedy="give one entry for each channel",
+            )
         if at.signed is not None and grid.signed != at.signed:
             word = "signed" if at.signed else "unsigned"
             raise self._refused(rule, f"has {word} codes here", value, f"give a grid with signed={at.signed}")

@@ -14,7 +14,7 @@ from detent.graph.placement import Placement
 from detent.records.choice import TensorChoice
 from detent.records.choices import Choices
 from detent.records.filters import Operation
-from detent.records.plan import QuantPlan, TensorPlan
+from detent.records.plan import QuantPlan, TensorPlan, metric_of
 from detent.records.rules import Rule
 from detent.targets import Target
 
@@ -204,7 +204,7 @@ def _check_frozen(name: str, choice: TensorChoice, rule: Rule, entry: TensorPlan
         kind = "lut" if choice.kind == "lut_power_of_two" else choice.kind
         agrees = choice.bits in (None, grid.bits) and kind in (None, grid.kind)
         agrees = agrees and choice.group_size in (None, grid.group_size)
-        agrees = agrees and choice.metric in (None, entry.metric) and not choice.limits_by_hand
+        agrees = agrees and choice.metric in (None, metric_of(entry)) and not choice.limits_by_hand
     if not agrees or choice.freeze is False:
         raise ConfigError(
             f"{rule!r} asks for a change of a tensor that is frozen in the plan",

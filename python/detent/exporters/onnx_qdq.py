@@ -47,7 +47,9 @@ def export_onnx(
 
     The same model gives the same bytes. The batch axis is named `batch` if the model was captured with a dynamic one.
     Kernels that are still being trained are stored as their present codes. onnxruntime multiplies 4-bit blocks with
-    activations it quantizes itself, unless its session option `session.qdq_matmulnbits_accuracy_level` is 1.
+    activations it quantizes itself, unless its session option `session.qdq_matmulnbits_accuracy_level` is 1. Its other
+    integer kernels take one step for an activation: a file with a step for each channel needs the session option
+    `session.disable_quant_qdq` to be 1.
 
     Args:
         qmodel: a `QuantizedModel`.

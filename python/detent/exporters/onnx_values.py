@@ -21,7 +21,7 @@ from torch import fx
 
 from detent.errors import ExportError
 from detent.exporters.onnx_qdq import require_extra
-from detent.exporters.onnx_verify import batches_of, open_session, run_session
+from detent.exporters.onnx_verify import batches_of, has_channel_steps, open_session, run_session
 from detent.exporters.subject import ExportableModel
 from detent.graph.names import NAME
 
@@ -68,7 +68,7 @@ def verify_onnx_values(
     """
     path = Path(path)
     content, taps = _tapped(path)
-    session = open_session(content, optimize, path)
+    session = open_session(content, optimize, path, fusing=not has_channel_steps(qmodel.plan))
     comparison = _Comparison(qmodel.graph_module, taps, path)
     tensors = [inputs] if isinstance(inputs, torch.Tensor) else list(inputs)
     with torch.inference_mode():

@@ -18,6 +18,7 @@ from detent.exporters.onnx_io import decode_outputs, encode_inputs
 from detent.exporters.onnx_qdq import require_extra
 from detent.exporters.subject import ExportableModel
 from detent.graph.roles import first_argument, role_of
+from detent.records.plan import QuantPlan
 
 __all__ = ["OnnxAgreement", "batches_of", "open_session", "run_session", "verify_onnx"]
 
@@ -74,7 +75,7 @@ def verify_onnx(
         ExportError: onnxruntime is missing, or cannot load or run the file.
     """
     tensors = [inputs] if isinstance(inputs, torch.Tensor) else list(inputs)
-    session = open_session(str(path), optimize, Path(path))
+    session = open_session(str(path), optimize, Path(path), fusing=not has_channel_steps(qmodel.plan))
     pairs: list[list[tuple[FloatArray, FloatArray]]] = []
     with torch.inference_mode():
         for batch in batches_of(qmodel, tensors, batch_size):
@@ -85,8 +86,20 @@ def verify_onnx(
     return _compare(pairs, _output_steps(qmodel.graph_module))
 
 
-def open_session(model: str | bytes, optimize: bool, path: Path) -> Any:
+def has_channel_steps(plan: QuantPlan) -> bool:
+    """Whether some activation has a step for each channel, which onnxruntime's integer kernels do not take."""
+    grids = map(plan.activation_grid, plan.activations)
+    return any(grid is not None and grid.axis is not None for grid in grids)
+
+
+def open_session(model: str | bytes, optimize: bool, path: Path, *, fusing: bool = True) -> Any:
     """An onnxruntime session for a file or its content.
+
+    Args:
+        model: path or content.
+        optimize: let it rewrite the graph.
+        path: for errors.
+        fusing: let it put integer kernels in place of float ones between quantizers.
 
     Raises:
         ExportError: onnxruntime is missing or cannot load the model.
@@ -99,6 +112,8 @@ def open_session(model: str | bytes, optimize: bool, path: Path) -> Any:
     options.log_severity_level = 4  # failures come back as exceptions
     # Block-wise int4 kernels quantize activations on their own unless told not to.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+    if not fusing:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
         return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:

@@ -10,10 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-import numpy as np
-import numpy.typing as npt
 from torch import fx
 
+from detent.graph.channelwise import obstacle_to_channels
 from detent.graph.graph import Graph, GraphNode
 from detent.graph.names import PREPARES, RANGE
 from detent.graph.patterns import fused_groups
@@ -30,7 +29,6 @@ __all__ = [
     "bias_input",
     "correctable_layers",
     "first_misfit",
-    "per_bias_entry",
     "place",
 ]
 
@@ -51,6 +49,8 @@ class ActivationPoint:
         declared: limits the user declared for raw input, of all `members` together.
         constant: the value is a stored tensor, not a computed one.
         holds: a positive number that is to be a level of its grid.
+        axis: channel axis along which it may have a step for each channel; None where it has one for all.
+        one_step: why it has one for all; empty where it has an `axis`.
     """
 
     value: str
@@ -61,6 +61,8 @@ class ActivationPoint:
     declared: tuple[float, float] | None = None
     constant: bool = False
     holds: float | None = None
+    axis: int | None = None
+    one_step: str = ""
 
     @property
     def rule(self) -> ActivationRule:
@@ -262,6 +264,8 @@ class _Planner:
             members = [value for value, root in ties.items() if root is node] or [node]
             role = self.found[node].op if node in self.found else None
             alone = owner is node and len(members) == 1
+            one_step = self._one_step(node, draft, alone)
+            axis = None if one_step else self.found[node].channel_axis
             points[self._name(node)] = ActivationPoint(
                 value=self._name(node),
                 op_rule=_unsigned(draft.op_rule) if alone and UNSIGNED in node.meta else draft.op_rule,
@@ -271,8 +275,24 @@ class _Planner:
                 declared=_declared(members) if owner is node else None,
                 constant=node.op == "get_attr",
                 holds=(node.meta.get(UNSIGNED) or None) if alone else None,
+                axis=axis,
+                one_step=one_step,
             )
         return points
+
+    def _one_step(self, node: fx.Node, draft: _Draft, alone: bool) -> str:
+        """Why a value has one step for all channels; empty if it may have one for each."""
+        if not draft.op_rule.activations.per_channel:
+            return "the target has no other"
+        if not alone or any(other.same_as is node for other in self.drafts.values()):
+            return "it shares its grid"
+        if node not in self.found:
+            return "it is stored"
+        role = self.found[node].op
+        known = RANGE in node.meta or (role is not None and role.name in _ANALYTIC)
+        if known or draft.op_rule.fixed_outputs or UNSIGNED in node.meta:
+            return "its range is known beforehand"
+        return obstacle_to_channels(self.found, self.graph.outputs(), self.found[node]) or ""
 
     def _note_float_preparation(self, nodes: Iterable[GraphNode]) -> None:
         """Say which of the operators that prepare raw input have no grid."""
@@ -379,15 +399,6 @@ def bias_input(graph: Graph, layer: GraphNode) -> fx.Node:
     while FILL in value.meta:
         value = graph.find(graph.name_of(value)).data[0]
     return value
-
-
-def per_bias_entry(steps: npt.NDArray[np.float32], channels: int) -> npt.NDArray[np.float32]:
-    """Kernel steps `[1]` or one for each of a bias' `channels` entries.
-
-    The kernel of a grouped transposed convolution, `[C_in, C_out / groups, ...]`, holds the channels of one group only:
-    its steps serve every group.
-    """
-    return steps if len(steps) == 1 else np.tile(steps, channels // len(steps))
 
 
 def place(graph: Graph, target: Target) -> Placement:

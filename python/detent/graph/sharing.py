@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
+from typing import Final
 
 from torch import fx
 
@@ -15,6 +16,8 @@ from detent.graph.graph import Graph, GraphNode
 from detent.graph.placement import ActivationPoint, Placement
 
 __all__ = ["share_concatenation_grids"]
+
+_SHARES: Final = "it shares its grid"
 
 
 def share_concatenation_grids(graph: Graph, placement: Placement, own: Collection[str] = ()) -> Placement:
@@ -44,7 +47,10 @@ def share_concatenation_grids(graph: Graph, placement: Placement, own: Collectio
             reason = "the plan has decided it" if name in own else _obstacle(point, points, owner)
             reason = reason or _other_reader(nodes, outputs, value, node)
             if reason is None:
-                points[name] = replace(point, same_as=owner, members=(), bounds=None)
+                points[name] = replace(
+                    point, same_as=owner, members=(), bounds=None, axis=None, one_step=point.one_step or _SHARES
+                )
+                points[owner] = replace(points[owner], axis=None, one_step=points[owner].one_step or _SHARES)
             else:
                 notes.append(f"{name} keeps its own grid before {node.name}: {reason}")
     return replace(placement, activations=points, notes=(*placement.notes, *reversed(notes)))

@@ -13,7 +13,8 @@ from torch import fx
 import detent.graph.operators  # noqa: F401  (registers torch.ops.detent)
 from detent.errors import ConfigError
 from detent.graph import Graph, GraphNode
-from detent.graph.placement import WeightPoint, per_bias_entry, place
+from detent.graph.channelwise import per_bias_entry, steps_of_outputs
+from detent.graph.placement import WeightPoint, place
 from detent.graph.roles import argument, argument_names
 from detent.graph.shifts import COMPENSATED, FILL
 from detent.kernels.quantize import lut_quantize, quantize
@@ -203,7 +204,7 @@ class _Assembly:
             return None
         if not kernel.has_bias_step:
             return None
-        return per_bias_entry(_accumulator_steps(input_grid, kernel, node.name), channels)
+        return _accumulator_steps(input_grid, kernel, channels, node.name)
 
     def _read_bias(self, point: WeightPoint, node: GraphNode, leaf: str, *arrays: npt.NDArray[Any]) -> None:
         """Make a layer read another bias: one array as it is, or codes with their scale and zero point."""
@@ -272,9 +273,10 @@ def _storage(grid: Grid) -> str:
     return ("int" if grid.signed else "uint") + ("8" if grid.bits <= 8 else "16")
 
 
-def _accumulator_steps(input_grid: Grid, kernel: Grid, where: str) -> npt.NDArray[np.float32]:
+def _accumulator_steps(input_grid: Grid, kernel: Grid, channels: int, where: str) -> npt.NDArray[np.float32]:
     with np.errstate(over="ignore", under="ignore"):
-        steps = (input_grid.scale * kernel.scale).astype(np.float32)
+        products = steps_of_outputs(input_grid.scale, channels) * per_bias_entry(kernel.scale, channels)
+        steps = products.astype(np.float32)
     if not bool(np.all((steps > 0) & np.isfinite(steps))):
         raise ConfigError(
             "the bias step, (input step) x (kernel step), is not a float32 number",

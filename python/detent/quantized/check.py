@@ -9,7 +9,7 @@ import numpy as np
 from detent._registry import unknown_name
 from detent.errors import ConfigError
 from detent.graph import Graph
-from detent.graph.placement import Placement, WeightPoint, correctable_layers, first_misfit
+from detent.graph.placement import ActivationPoint, Placement, WeightPoint, correctable_layers, first_misfit
 from detent.graph.shapes import concrete_shape
 from detent.records.grid import LUT_STEPS, FloatVector, Grid
 from detent.records.plan import QuantPlan, TensorPlan
@@ -47,8 +47,7 @@ def check_plan(graph: Graph, plan: QuantPlan, placement: Placement, target: Targ
             raise ConfigError(f"`{word}` is for weights, an activation has none", where=value)
         grid = plan.activation_grid(value)
         if grid is not None:
-            if grid.axis is not None:
-                raise ConfigError("activations have one grid for the whole tensor, remove `axis`", where=value)
+            _check_channels(graph, grid, point)
             _check_width(grid.bits, point.rule.bits, value, target)
             rule = point.rule.at(grid.bits)
             _check_kind(grid.kind, rule.kinds, value, target)
@@ -112,6 +111,27 @@ def _check_preprocessing(graph: Graph, plan: QuantPlan) -> None:
                 where=f"input {name!r}",
                 remedy="capture with preprocessing=plan.preprocessing, or plan again",
             )
+
+
+def _check_channels(graph: Graph, grid: Grid, point: ActivationPoint) -> None:
+    if grid.group_size is not None:
+        raise ConfigError("groups are for kernels, remove `group_size`", where=point.value)
+    if grid.axis is None:
+        return
+    if point.axis is None:
+        raise ConfigError(
+            f"this activation has one step for all channels: {point.one_step}",
+            where=point.value,
+            remedy="remove `axis`, and give one number for each limit",
+        )
+    shape = graph.find(point.value).shape
+    assert shape is not None
+    if (grid.axis, grid.size) != (point.axis, shape[point.axis]):
+        raise ConfigError(
+            f"the value has {shape[point.axis]} channels along axis {point.axis}, the plan {grid.size} along axis "
+            f"{grid.axis}",
+            where=point.value,
+        )
 
 
 def _check_names(kind: str, planned: Iterable[str], placed: Iterable[str]) -> None:

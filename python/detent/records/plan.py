@@ -27,7 +27,10 @@ from detent.records.files import read_text, write_atomically
 from detent.records.grid import Grid
 from detent.records.rules import Rule, rules_from_data
 
-__all__ = ["QuantPlan", "TensorPlan", "grid_of"]
+__all__ = ["PER_CHANNEL", "QuantPlan", "TensorPlan", "grid_of", "metric_of"]
+
+PER_CHANNEL: Final = " within each channel's range"
+"""Ends the metric of an activation whose limits were narrowed to those of its channels."""
 
 _FORMAT: Final = "detent.plan"
 _VERSION: Final = 1
@@ -150,6 +153,11 @@ def grid_of(activations: Mapping[str, TensorPlan], name: str) -> Grid | None:
     """The grid of an activation among the entries of a plan, following `same_as`; None if it stays in float."""
     entry = activations[name]
     return activations[entry.same_as].grid if entry.same_as is not None else entry.grid
+
+
+def metric_of(entry: TensorPlan) -> str | None:
+    """The metric an entry was chosen by, without the word on channels."""
+    return None if entry.metric is None else entry.metric.removesuffix(PER_CHANNEL)
 
 
 def _at(error: ConfigError, where: str) -> ConfigError:

@@ -172,15 +172,17 @@ class WidthException(FrozenModel):
 
 
 class ActivationRule(_WidthRule):
-    """How a computed value is quantized: always one grid for the whole tensor.
+    """How a computed value is quantized: one grid for the whole tensor, unless a user asks for what else is offered.
 
     Attributes:
         signed: whether codes are signed; None decides by the data (a value never below zero gets unsigned codes).
+        per_channel: on request, a value has a step for each channel where nothing sums over its channels.
         exceptions: code width to what differs there (TFLite is uniform at 8 bits and symmetric at 16); one at a width
             that `bits` does not offer has no effect, so that a target laid over another can offer fewer.
     """
 
     signed: bool | None
+    per_channel: bool = False
     exceptions: dict[int, WidthException] = Field(default_factory=dict)
 
     def at(self, bits: int) -> ActivationRule:

@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from detent.graph import Graph
+from detent.graph.channelwise import steps_of_outputs
 from detent.graph.placement import Placement
 from detent.records.grid import Grid
 from detent.records.plan import TensorPlan, grid_of
@@ -44,7 +45,7 @@ def make_room_for_biases(
             if bias is None or input_grid is None:
                 continue
             size = np.abs(graph.tensor(bias).detach().double().cpu().numpy())
-            needed = size / (float(input_grid.scale[0]) * _LARGEST_CODE)
+            needed = size / (steps_of_outputs(input_grid.scale, len(size)).astype(np.float64) * _LARGEST_CODE)
             # One step may serve several entries: all of them, or those at its place in every group of channels.
             least = np.maximum(least, needed.reshape(-1, grid.size).max(axis=0))
         raised = grid.scale < least

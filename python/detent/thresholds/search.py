@@ -26,6 +26,7 @@ from detent.records.moving import MOVING_MAXIMUM
 from detent.records.plan import TensorPlan
 from detent.records.statistics import Statistics, TensorStatistics
 from detent.targets import FixedGrid, GridKindName, Target
+from detent.thresholds.channel_limits import narrow_to_channels
 from detent.thresholds.kernel_grids import group_size_of, search_codebook_grid, search_kernel_grid
 from detent.thresholds.moving import clip_at_moving_maximum
 
@@ -75,6 +76,9 @@ def search_activations(
             return choices.kept_activations[value]
         choice = choices.of_activation(value)
         found = _plan_activation(graph, point, statistics, target, config, choice)
+        by_hand = choice.keep_float or choice.limits_by_hand
+        if config.activation_per_channel and point.axis is not None and not by_hand:
+            found = narrow_to_channels(found, point, _observed(graph, point, statistics), config.min_threshold)
         return replace(found, frozen=bool(choice.freeze))
 
     return {value: entry(value, point) for value, point in placement.activations.items()}

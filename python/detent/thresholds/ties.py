@@ -22,6 +22,7 @@ import numpy.typing as npt
 from torch import fx
 
 from detent.graph import Graph, GraphNode
+from detent.graph.channelwise import steps_of_outputs
 from detent.graph.placement import Placement, WeightPoint
 from detent.records.grid import LUT_STEPS, Grid
 from detent.records.plan import TensorPlan, grid_of
@@ -60,8 +61,12 @@ def avoid_ties(
         before, after = (None if name is None else grid_of(activations, name) for name in (source, output))
         if before is None or after is None:
             continue
-        ratio = float(before.scale[0]) / float(after.scale[0])
-        moved[layer] = replace(weights[layer], grid=_with_steps(grid, tie_free(grid.scale * ratio) / ratio))
+        ratio = _ratio(graph.find(point.users[0]), before, after)
+        if len(ratio) not in (1, grid.size):  # one kernel step cannot suit several channels
+            continue
+        moved[layer] = replace(
+            weights[layer], grid=_with_steps(grid, tie_free(grid.scale * ratio.astype(np.float32)) / ratio)
+        )
     return moved
 
 
@@ -98,6 +103,16 @@ def _output(graph: Graph, point: WeightPoint, placement: Placement, nodes: Mappi
             return None
         node = follower
     return node.name
+
+
+def _ratio(layer: GraphNode, before: Grid, after: Grid) -> Vector:
+    """Input step over output step: one number, or one for each output channel where either is per channel."""
+    inputs = before.scale
+    if len(inputs) > 1:
+        assert layer.shape is not None
+        assert layer.channel_axis is not None
+        inputs = steps_of_outputs(inputs, layer.shape[layer.channel_axis])
+    return np.asarray(inputs.astype(np.float64) / after.scale.astype(np.float64))
 
 
 def _movable(grid: Grid) -> bool:
