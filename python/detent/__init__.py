@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     )
     from detent.quantized import QuantizedModel
     from detent.records.grid import Grid
+    from detent.records.hessians import HessianScores
     from detent.records.moments import InputMoments
     from detent.records.plan import QuantPlan
     from detent.records.statistics import Statistics
@@ -43,6 +44,7 @@ __all__ = [
     "DetentError",
     "Graph",
     "Grid",
+    "HessianScores",
     "InputMoments",
     "Preprocessing",
     "QuantPlan",
@@ -70,6 +72,7 @@ __version__: str = _core.version
 _HOMES: Final = {
     "Graph": "detent.graph",
     "Grid": "detent.records.grid",
+    "HessianScores": "detent.records.hessians",
     "InputMoments": "detent.records.moments",
     "Preprocessing": "detent.config",
     "QuantPlan": "detent.records.plan",

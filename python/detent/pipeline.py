@@ -20,7 +20,7 @@ from detent.errors import ConfigError
 from detent.graph import Graph
 from detent.graph import capture as capture_graph
 from detent.graph.example import normalize_example
-from detent.planning import check_rules, correct_biases, plan, revise, values_to_observe
+from detent.planning import correct_biases, plan, reads_moments, revise, values_to_observe
 from detent.quantized import QuantizedModel, assemble
 from detent.records.moving import momentum_to_calibrate
 from detent.records.plan import QuantPlan
@@ -50,11 +50,11 @@ __all__ = [
     "apply",
     "calibrate",
     "capture",
-    "check_rules",
     "collect_moments",
     "correct_biases",
     "plan",
     "quantize",
+    "reads_moments",
     "revise",
     "transform",
     "values_to_observe",
@@ -215,17 +215,18 @@ def quantize(
         # The data are read twice more, so what can be read once only is held.
         data = list(data) if isinstance(data, Iterator) else data
         graph = transform(graph, calibrate(graph, data, progress=progress), target=target, config=settings)
-    sequential, analytic = (settings.bias_correction == kind for kind in ("sequential", "analytic"))
-    if settings.samples_kept and isinstance(data, Iterator):
-        data = Keeping(data, settings.samples_kept)
+    wants_moments = reads_moments(graph, target, settings, rules)
+    kept = settings.samples_kept(moments=wants_moments)
+    if kept and isinstance(data, Iterator):
+        data = Keeping(data, kept)
     # Only what this plan reads is observed; a user who wants to decide again calibrates once for everything.
     values = values_to_observe(graph, target, settings)
-    check_rules(graph, rules, target, settings)
-    momentum, channels = momentum_to_calibrate(settings, rules), analytic or settings.activation_per_channel
+    momentum = momentum_to_calibrate(settings, rules)
+    channels = settings.corrects_by_statistics or settings.activation_per_channel
     stats = calibrate(graph, data, progress=progress, values=values, channels=channels, moving_maximum=momentum)
     data = data.kept if isinstance(data, Keeping) else data
-    moments = collect_moments(graph, data, samples=settings.moment_samples) if settings.reads_moments else None
+    moments = collect_moments(graph, data, samples=settings.moment_samples) if wants_moments else None
     decided = plan(graph, stats, target=target, config=settings, rules=rules, moments=moments)
-    if sequential:
+    if settings.bias_correction == "sequential":
         decided = correct_biases(graph, decided, data, samples=settings.bias_correction_samples)
     return apply(graph, decided)

@@ -13,7 +13,7 @@ from typing import Any
 
 from detent._arguments import check_plan_is_of, expect, fingerprint_of, reference_of
 from detent.config import QuantizationConfig
-from detent.corrections import correct_analytically, correct_gains, correct_sequentially, corrections_of
+from detent.corrections import correct_analytically, correct_gains, correct_sequentially, corrections_of, output_error
 from detent.edit import Rule, resolve_changes, resolve_rules
 from detent.errors import ConfigError
 from detent.graph import Graph
@@ -21,15 +21,23 @@ from detent.graph.placement import Placement, bias_input, correctable_layers, pl
 from detent.graph.policy import place_as_asked
 from detent.quantized import assemble
 from detent.records.choices import Choices
+from detent.records.hessians import HessianScores
 from detent.records.moments import InputMoments
 from detent.records.plan import QuantPlan, TensorPlan
 from detent.records.rules import checked_rules
 from detent.records.statistics import Statistics
 from detent.statistics import first_samples
 from detent.targets import Target, load_target
-from detent.thresholds import avoid_ties, make_room_for_biases, notes_on_groups, search_grids, suit_outputs
+from detent.thresholds import (
+    avoid_ties,
+    make_room_for_biases,
+    notes_on_groups,
+    search_grids,
+    suit_outputs,
+    width_of_kernel,
+)
 
-__all__ = ["check_rules", "correct_biases", "plan", "revise", "values_to_observe"]
+__all__ = ["correct_biases", "plan", "reads_moments", "revise", "values_to_observe"]
 
 
 def plan(
@@ -41,6 +49,7 @@ def plan(
     rules: Sequence[Rule] = (),
     earlier: QuantPlan | None = None,
     moments: InputMoments | None = None,
+    hessians: HessianScores | None = None,
     **options: Any,
 ) -> QuantPlan:
     """Choose a grid for every tensor that `target` quantizes; no data is read and no forward pass is run.
@@ -53,6 +62,7 @@ def plan(
         rules: what to decide otherwise for some tensors, from `detent.edit.rule`; later ones win.
         earlier: a plan for the same graph whose frozen entries are taken over; everything else is decided anew.
         moments: what `collect_moments` saw of the layers' inputs, for the options that need it.
+        hessians: scores for the metric `"hmse"`.
         **options: fields of `QuantizationConfig`, e.g. `activation_metric="kl"`, `z_threshold=8.0`.
 
     Raises:
@@ -68,6 +78,9 @@ def plan(
     frozen = [] if earlier is None else [name for name, entry in earlier.activations.items() if entry.frozen]
     placement = place_as_asked(graph, chip, settings, own=frozen)
     choices = resolve_rules(graph, placement, chip, settings, rules, earlier)
+    if hessians is not None:
+        expect(hessians, HessianScores, "hessians", "detent.HessianScores")
+        choices = replace(choices, hessians=hessians)
     decided = QuantPlan(
         target=reference,
         graph=fingerprint,
@@ -83,17 +96,27 @@ def plan(
     return _decide(graph, stats, chip, settings, placement, choices, decided, moments)
 
 
-def check_rules(
-    graph: Graph, rules: Sequence[Rule], target: str | Path | Target, config: QuantizationConfig | None = None
-) -> None:
-    """Refuse rules that `plan` could not carry out, so that a mistake does not cost a calibration.
+def reads_moments(
+    graph: Graph, target: str | Path | Target, config: QuantizationConfig, rules: Sequence[Rule] = ()
+) -> bool:
+    """Whether `plan` makes use of moments of the layers' inputs: an option asks for them, or a kernel has few bits.
+
+    Also refuses rules that `plan` could not carry out, so that a mistake does not cost a calibration.
 
     Raises:
         ConfigError: as `plan`; the error names the rule as written, the layer and what is allowed.
     """
     chip = load_target(target)
-    settings = QuantizationConfig() if config is None else config
-    resolve_rules(graph, place_as_asked(graph, chip, settings), chip, settings, checked_rules(rules))
+    placement = place_as_asked(graph, chip, config)
+    choices = resolve_rules(graph, placement, chip, config, checked_rules(rules))
+    if config.requires_moments:
+        return True
+    widths = [width_of_kernel(point, choices.of_weights(layer), config) for layer, point in placement.weights.items()]
+    return any(
+        config.metric_of_kernel(bits) == "output" or config.gain_of_kernel(bits) != "none"
+        for bits in widths
+        if bits is not None
+    )
 
 
 def revise(
@@ -141,7 +164,7 @@ def values_to_observe(
     placement = place_as_asked(graph, load_target(target), config)
     points = placement.activations.values()
     needed = [member for point in points if not point.constant for member in point.members]
-    if config is not None and config.bias_correction == "analytic":
+    if config is not None and config.corrects_by_statistics:
         layers = map(graph.find, correctable_layers(graph, placement))
         needed += [graph.name_of(bias_input(graph, layer)) for layer in layers]
     return tuple(dict.fromkeys(needed))
@@ -150,12 +173,14 @@ def values_to_observe(
 def correct_biases(graph: Graph, plan: QuantPlan, data: Any, *, samples: int = 256) -> QuantPlan:
     """A plan whose biases make up for quantization, layer by layer behind quantized and corrected predecessors.
 
-    Runs the float and the quantized network once over the samples. A correction that does not help on the last
-    quarter of them is left out, and a note names the layer. Layers whose kernel is frozen stay as they are.
+    Runs the float and the quantized network once over the samples, with the corrections that the plan has, and adds to
+    them. The last quarter of the samples judges: a layer's correction that does not help there is left out, and so are
+    all of them if they bring the outputs of the network no closer to float. Notes name what was left out. Layers whose
+    kernel is frozen stay as they are.
 
     Args:
         graph: the captured network.
-        plan: made for it; corrections it has are replaced.
+        plan: made for it.
         data: calibration batches in any form `calibrate` takes.
         samples: how many of them to use, from the beginning.
 
@@ -167,16 +192,23 @@ def correct_biases(graph: Graph, plan: QuantPlan, data: Any, *, samples: int = 2
     expect(plan, QuantPlan, "plan", "detent.plan or QuantPlan.load")
     batches = first_samples(graph, data, samples, parts=4)
     placement = place(graph, load_target(plan.target))
-    frozen = [layer for layer, entry in plan.weights.items() if entry.frozen and layer in placement.weights]
-    kept = corrections_of(plan, placement, frozen)
-    bare = replace(plan, bias_corrections=kept)
-    correctable = correctable_layers(graph, placement)
-    layers = [name for name, point in correctable.items() if point.layer not in frozen]
-    quantized = assemble(graph, bare).graph_module
+    layers = [
+        name for name, point in correctable_layers(graph, placement).items() if not plan.weights[point.layer].frozen
+    ]
+    before = assemble(graph, plan).graph_module
     held_out = max(1, len(batches) // 4)
-    corrections, notes = correct_sequentially(graph, quantized, layers, batches, held_out)
-    notes = [*plan.notes, *notes]
-    return replace(bare, bias_corrections={**kept, **corrections}, notes=tuple(dict.fromkeys(notes)))
+    found, notes = correct_sequentially(graph, before, layers, batches, held_out)
+    added = {name: one.added_to(plan.bias_corrections.get(name)) for name, one in found.items()}
+    corrected = replace(plan, bias_corrections={**plan.bias_corrections, **added})
+    after = assemble(graph, corrected).graph_module
+    without, with_ = (output_error(graph.module, module, batches[-held_out:]) for module in (before, after))
+    if not with_ < without:
+        corrected = plan
+        notes = [
+            "sequential bias correction brought the outputs on held-out samples no closer to float "
+            f"(squared error {with_:.3g}, {without:.3g} without) and was left out"
+        ]
+    return replace(corrected, notes=tuple(dict.fromkeys([*plan.notes, *notes])))
 
 
 def _decide(
@@ -194,8 +226,16 @@ def _decide(
     activations, weights = search_grids(graph, placement, stats, target, config, choices)
     weights, notes = _settle_kernels(graph, placement, activations, weights, choices, moments, config)
     corrections = dict(decided.bias_corrections)
-    if config.bias_correction == "analytic":
-        found, more = correct_analytically(graph, placement, stats, activations, weights)
+    if config.corrects_by_statistics:
+        found, more = correct_analytically(
+            graph,
+            placement,
+            stats,
+            activations,
+            weights,
+            kernels=config.bias_correction != "none",
+            inputs_from=config.activation_bias_correction_threshold if config.activation_bias_correction else None,
+        )
         anew = {
             user
             for layer, point in placement.weights.items()
@@ -219,7 +259,7 @@ def _settle_kernels(
     activations: Mapping[str, TensorPlan],
     weights: dict[str, TensorPlan],
     choices: Choices,
-    moments: InputMoments,
+    moments: InputMoments | None,
     config: QuantizationConfig,
 ) -> tuple[dict[str, TensorPlan], list[str]]:
     """The kernels' entries after all that follows the search by the weights alone, with notes."""
@@ -229,26 +269,28 @@ def _settle_kernels(
     weights, notes = suit_outputs(graph, placement, moments, weights, pinned, central=central)
     weights, more = make_room_for_biases(graph, placement, activations, weights, pinned)
     notes += more + notes_on_groups(graph, placement, weights, config.weights_group_size)
-    if config.gain_correction != "none":
-        rule = config.gain_correction
-        weights, more = correct_gains(graph, placement, moments, weights, pinned, rule=rule, central=central)
-        notes += more
+    rules = {
+        layer: config.gain_of_kernel(entry.grid.bits)
+        for layer, entry in weights.items()
+        if entry.grid is not None and layer not in pinned
+    }
+    weights, more = correct_gains(graph, placement, moments, weights, rules, central=central)
+    notes += more
     if config.tie_free:
         weights = avoid_ties(graph, placement, activations, weights, pinned)
     return weights, notes
 
 
-def _checked(moments: InputMoments | None, graph: Graph, config: QuantizationConfig) -> InputMoments:
-    """Moments that fit the graph and are there if an option needs them."""
-    fingerprint = graph.fingerprint()
+def _checked(moments: InputMoments | None, graph: Graph, config: QuantizationConfig) -> InputMoments | None:
+    """Moments that fit the graph, and are there if an option cannot do without."""
     if moments is None:
-        if config.reads_moments:
+        if config.requires_moments:
             raise ConfigError(
                 'weights_metric="output" and gain_correction need moments of the layers\' inputs',
                 remedy="pass moments=detent.collect_moments(graph, data), or use detent.quantize",
             )
-        return InputMoments({}, 0, fingerprint)
+        return None
     expect(moments, InputMoments, "moments", "detent.collect_moments")
-    if moments.fingerprint != fingerprint:
+    if moments.fingerprint != graph.fingerprint():
         raise ConfigError("the moments were collected from another model", remedy="collect the moments of this model")
     return moments

@@ -16,7 +16,7 @@ from detent._validation import parse_json
 from detent.config import Preprocessing, QuantizationConfig, resolve_preprocessing
 from detent.errors import FormatError
 from detent.exporters import check_io_type
-from detent.pipeline import check_rules
+from detent.pipeline import reads_moments
 from detent.records.files import read_text
 from detent.records.moving import momentum_to_calibrate
 from detent.statistics import first_batch
@@ -78,7 +78,7 @@ def quantize_to_folder(
         with _step(console, "transform"):
             first = detent.calibrate(graph, data, progress=console.is_terminal)
             graph = detent.transform(graph, first, target=target, config=config)
-    check_rules(graph, asked, target, config)
+    wants_moments = reads_moments(graph, target, config, asked)
     partial = out / "calibration.partial"
     if not resume:
         partial.unlink(missing_ok=True)
@@ -97,7 +97,7 @@ def quantize_to_folder(
             raise KeyboardInterrupt(f"no file was left half-written{kept}") from None
         statistics.save(out / "statistics.safetensors")
     with _step(console, "plan"):
-        moments = detent.collect_moments(graph, data, samples=config.moment_samples) if config.reads_moments else None
+        moments = detent.collect_moments(graph, data, samples=config.moment_samples) if wants_moments else None
         plan = detent.plan(graph, statistics, target=target, config=config, rules=asked, moments=moments)
         if config.bias_correction == "sequential":
             plan = detent.correct_biases(graph, plan, data, samples=config.bias_correction_samples)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -12,24 +12,32 @@ from detent.errors import ConfigError
 
 __all__ = ["ActivationMetric", "QuantizationConfig", "WeightsGrid", "WeightsMetric"]
 
-ActivationMetric = Literal["noclipping", "mse", "mae", "lp", "kl", "moving_maximum"]
-WeightsMetric = Literal["noclipping", "mse", "mae", "lp", "kl", "output"]
+ActivationMetric = Literal["noclipping", "mse", "mae", "lp", "kl", "hmse", "moving_maximum"]
+WeightsMetric = Literal["auto", "noclipping", "mse", "mae", "lp", "kl", "hmse", "output"]
 WeightsGrid = Literal["power_of_two", "symmetric", "uniform", "lut", "lut_power_of_two"]
+
+SQUARED_ERRORS: Final = ("auto", "mse", "hmse", "output")
+"""Metrics of kernels that a codebook can be searched by."""
+FEW_BITS: Final = 8
+"""Kernels of fewer bits lose enough for `"auto"` options to look at the data again."""
 
 
 class QuantizationConfig(FrozenModel):
     """Options of `detent.transform`, `detent.plan` and `detent.quantize`; keyword only, immutable.
 
     Attributes:
-        activation_metric: error that activation thresholds minimize; or `"moving_maximum"`, which searches nothing and
-            clips at the moving maximum of the magnitudes, as QuantizeML does: it depends on the order of the batches.
+        activation_metric: error that activation thresholds minimize; `"hmse"` weights squared errors by Hessian scores;
+            `"moving_maximum"` searches nothing and clips at the moving maximum of the magnitudes, as QuantizeML does:
+            it depends on the order of the batches.
         moving_maximum: momentum of that maximum; None takes 0.9, or that of the statistics a plan is made from.
         activation_per_channel: a step for each channel of the activations that nothing sums over their channels, on a
             target that offers it; notes name the others.
         concat_threshold_update: values that only a concatenation reads take its grid, so that nothing is requantized
             there, also where the target does not ask for it.
         weights_metric: error that weight thresholds minimize; `"output"` is the squared error of the layer's output on
-            the data, for which moments of the layers' inputs are collected.
+            the data, for which moments of the layers' inputs are collected; `"hmse"` weights squared errors by Hessian
+            scores; `"auto"` is `"output"` for kernels of fewer than 8 bits, `"mse"` for the others and where there are
+            no moments.
         p: exponent of the `"lp"` metric, sum of |Q(x) - x|^p; 0.5 to 6, for activations 1 to 6.
         z_threshold: activation values further than this many standard deviations from their mean are left out of the
             search; infinity keeps all.
@@ -58,10 +66,14 @@ class QuantizationConfig(FrozenModel):
             target with power-of-two or symmetric activations of free or unsigned sign, and a calibration of its own.
         shift_negative_ratio: the least output may be at most this part of the signed threshold for that.
         bias_correction: `"analytic"` takes the shift of every layer's mean from the saved statistics; `"sequential"`
-            measures it layer by layer behind quantized predecessors, on a part of the calibration samples; `"none"`.
+            then measures what remains, layer by layer behind quantized predecessors, on a part of the calibration
+            samples; `"none"`.
+        activation_bias_correction: also take back how far rounding and clipping move the mean of a layer's input.
+        activation_bias_correction_threshold: only where that is at least so many per cent of the mean.
         gain_correction: multiply the output channels of kernels, through their steps, by what makes up for rounding:
             `"least_squares"` for the least error at the layer's output, `"second_moment"` so that its variance stays;
-            `"none"`. Needs moments of the layers' inputs.
+            `"none"`. Needs moments of the layers' inputs. `"auto"` is the first for kernels of fewer than 8 bits, where
+            there are moments.
         moment_samples: calibration samples that moments are collected from.
         bias_correction_samples: calibration samples for the sequential one; a quarter of them judge it.
 
@@ -73,7 +85,7 @@ class QuantizationConfig(FrozenModel):
     moving_maximum: Annotated[float, Field(ge=0, lt=1)] | None = None
     activation_per_channel: bool = False
     concat_threshold_update: bool = False
-    weights_metric: WeightsMetric = "mse"
+    weights_metric: WeightsMetric = "auto"
     p: Annotated[float, Field(ge=0.5, le=6)] = 2.0
     z_threshold: Annotated[float, Field(gt=0)] = float("inf")
     min_threshold: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0**-16
@@ -93,8 +105,10 @@ class QuantizationConfig(FrozenModel):
     smooth_quant: bool = False
     shift_negative: bool = False
     shift_negative_ratio: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.05
-    bias_correction: Literal["none", "analytic", "sequential"] = "none"
-    gain_correction: Literal["none", "least_squares", "second_moment"] = "none"
+    bias_correction: Literal["none", "analytic", "sequential"] = "analytic"
+    activation_bias_correction: bool = False
+    activation_bias_correction_threshold: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    gain_correction: Literal["auto", "none", "least_squares", "second_moment"] = "auto"
     moment_samples: Annotated[int, Field(ge=1)] = 256
     bias_correction_samples: Annotated[int, Field(ge=2)] = 256
 
@@ -114,10 +128,10 @@ class QuantizationConfig(FrozenModel):
         if self.codebook_scope == "channel" and self.weights_grid not in ("lut", "lut_power_of_two"):
             raise ConfigError("`codebook_scope` is for codebooks", remedy="give weights_grid='lut' too")
         if self.weights_grid in ("lut", "lut_power_of_two"):
-            if self.weights_metric != "mse":
+            if self.weights_metric not in SQUARED_ERRORS:
                 raise ConfigError(
                     f"codebooks are searched by squared error, `weights_metric` is {self.weights_metric!r}",
-                    remedy="use weights_metric='mse', or another `weights_grid`",
+                    remedy="use weights_metric='mse', 'hmse' or 'output', or another `weights_grid`",
                 )
             if self.weights_group_size is not None:
                 raise ConfigError(
@@ -171,15 +185,31 @@ class QuantizationConfig(FrozenModel):
         return self.bias_absorption or self.softmax_shift or self.smooth_quant or self.shift_negative
 
     @property
-    def reads_moments(self) -> bool:
-        """Whether planning needs moments of the layers' inputs, from a pass over the first samples."""
-        return self.weights_metric == "output" or self.gain_correction != "none"
+    def corrects_by_statistics(self) -> bool:
+        """Whether biases are corrected by means in the statistics."""
+        return self.bias_correction != "none" or self.activation_bias_correction
 
     @property
-    def samples_kept(self) -> int:
-        """How many samples are read again after calibration, from the beginning."""
+    def requires_moments(self) -> bool:
+        """Whether planning fails without moments of the layers' inputs."""
+        return self.weights_metric == "output" or self.gain_correction in ("least_squares", "second_moment")
+
+    def metric_of_kernel(self, bits: int) -> WeightsMetric:
+        """The error that the thresholds of a kernel of that width minimize, moments permitting."""
+        if self.weights_metric != "auto":
+            return self.weights_metric
+        return "output" if bits < FEW_BITS else "mse"
+
+    def gain_of_kernel(self, bits: int) -> Literal["none", "least_squares", "second_moment"]:
+        """How the gains of a kernel of that width are found, moments permitting."""
+        if self.gain_correction != "auto":
+            return self.gain_correction
+        return "least_squares" if bits < FEW_BITS else "none"
+
+    def samples_kept(self, *, moments: bool) -> int:
+        """How many samples are read again after calibration, from the beginning, if moments are wanted or not."""
         return max(
-            self.moment_samples if self.reads_moments else 0,
+            self.moment_samples if moments else 0,
             self.bias_correction_samples if self.bias_correction == "sequential" else 0,
         )
 

@@ -34,7 +34,8 @@ def correct_analytically(
     activations: Mapping[str, TensorPlan],
     weights: Mapping[str, TensorPlan],
     *,
-    inputs: bool = False,
+    kernels: bool = True,
+    inputs_from: float | None = None,
 ) -> tuple[dict[str, BiasCorrection], list[str]]:
     """The correction of every layer with a quantized kernel that is not frozen, and a note for each that has none.
 
@@ -46,7 +47,9 @@ def correct_analytically(
         statistics: with the per-channel means of the layers' inputs.
         activations: grids of the activations.
         weights: grids of the kernels.
-        inputs: also correct for the shift of the input's mean by its own quantization, estimated on its histogram.
+        kernels: correct for the rounding of the kernels.
+        inputs_from: also correct for the shift of an input's mean by its own quantization, estimated on its histogram,
+            where it is at least so many per cent of the mean; None does not.
     """
     corrections, notes = {}, []
     for name, point in correctable_layers(graph, placement).items():
@@ -64,12 +67,15 @@ def correct_analytically(
         codes = entry.grid.round(multiplied(kernel, entry.gain, entry.grid.axis)).astype(np.float64)
         # What a rewrite added to the input is taken back exactly when the plan is applied.
         unshifted = np.asarray(mean, np.float64) - layer.node.meta.get(COMPENSATED, 0.0)
-        shift = _moved(layer, codes - kernel, unshifted)
+        shift = _moved(layer, codes - kernel, unshifted) if kernels else np.zeros(0)
         value = point.inputs[point.users.index(name)]
-        if inputs and value is not None and value in statistics:
+        if inputs_from is not None and value is not None and value in statistics:
             moved = _mean_shift(statistics[value], grid_of(activations, value))
-            shift = shift + _moved(layer, codes, np.full(len(mean), moved))
-        corrections[name] = BiasCorrection(shift=(-shift).astype(np.float32), method="analytic")
+            if 100 * abs(moved) >= inputs_from * abs(statistics[value].mean):
+                of_inputs = _moved(layer, codes, np.full(len(mean), moved))
+                shift = of_inputs if not kernels else shift + of_inputs
+        if len(shift):
+            corrections[name] = BiasCorrection(shift=(-shift).astype(np.float32), method="analytic")
     return corrections, notes
 
 

@@ -12,7 +12,7 @@ matrix G, for a row w and its rounded form q:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final, Literal
 
@@ -41,36 +41,38 @@ Vector = npt.NDArray[np.float64]
 def correct_gains(
     graph: Graph,
     placement: Placement,
-    moments: InputMoments,
+    moments: InputMoments | None,
     weights: Mapping[str, TensorPlan],
-    pinned: Collection[str] = (),
+    rules: Mapping[str, GainRule | Literal["none"]],
     *,
-    rule: GainRule,
     central: bool,
 ) -> tuple[dict[str, TensorPlan], list[str]]:
-    """The kernel entries with gains, and a note for each that has none; those of `pinned` layers stay as they are.
+    """The kernel entries with gains, and notes on those that have none though they should.
 
     Args:
         graph: the captured network.
         placement: where its grids go.
-        moments: of the layers' inputs.
+        moments: of the layers' inputs; None corrects nothing.
         weights: grids of the kernels; the limits of a grid are multiplied by its gains.
-        rule: how gains are chosen.
+        rules: how the gains of a layer's kernel are chosen, layers left out have none.
         central: the means are corrected through biases, so only deviations from them count.
     """
-    corrected, notes = dict(weights), []
-    for layer, point in placement.weights.items():
+    corrected = dict(weights)
+    lacking, powers = [], []
+    for layer, rule in rules.items():
         entry = weights[layer]
-        if entry.grid is None or layer in pinned:
+        if entry.grid is None or rule == "none":
             continue
-        if layer not in moments:
-            notes.append(f"{layer}: kernel gains not corrected, the moments hold nothing about its input")
-            continue
-        if entry.grid.kind == "power_of_two":
-            notes.append(f"{layer}: kernel gains not corrected, its thresholds must stay powers of two")
-            continue
-        gains = _gains(graph, point, entry.grid, moments[layer], rule, central)
-        corrected[layer] = replace(entry, grid=scaled(entry.grid, gains), gain=gains.astype(np.float32))
+        if moments is None or layer not in moments:
+            lacking.append(layer)
+        elif entry.grid.kind == "power_of_two":
+            powers.append(layer)
+        else:
+            gains = _gains(graph, placement.weights[layer], entry.grid, moments[layer], rule, central)
+            corrected[layer] = replace(entry, grid=scaled(entry.grid, gains), gain=gains.astype(np.float32))
+    notes = [f"without moments of their inputs, kernels of {', '.join(lacking)} have no gains"] if lacking else []
+    if powers:
+        notes.append(f"kernels of {', '.join(powers)} have no gains, their thresholds must stay powers of two")
     return corrected, notes
 
 

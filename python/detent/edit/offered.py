@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from detent.config import QuantizationConfig
+from detent.config.quantization import SQUARED_ERRORS
 from detent.errors import ConfigError
 from detent.graph import Graph
 from detent.graph.placement import Placement, WeightPoint, first_misfit
@@ -84,7 +85,7 @@ class Offers:
         kind = "lut" if asked == "lut_power_of_two" else asked
         self._check_kind(kind, point.rule.kinds, layer, rule)
         self._check_bits(choice.bits, point.rule.widths(kind), layer, rule)
-        if kind == "lut" and (choice.metric or self.config.weights_metric) != "mse":
+        if kind == "lut" and (choice.metric or self.config.weights_metric) not in SQUARED_ERRORS:
             raise ConfigError(
                 f"{rule!r}: codebooks are searched by squared error, the metric of all kernels is "
                 f"{self.config.weights_metric!r}",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from detent.records.choice import TensorChoice
+from detent.records.hessians import HessianScores
 from detent.records.plan import TensorPlan
 
 __all__ = ["Choices"]
@@ -23,12 +24,14 @@ class Choices:
         weights: layer name to what is asked for its kernel, by the first layer that uses it.
         kept_activations: finished entries that stay as they are, whatever else is asked.
         kept_weights: the same for kernels.
+        hessians: scores for the metric `"hmse"`, where that is asked for.
     """
 
     activations: Mapping[str, TensorChoice] = field(default_factory=dict)
     weights: Mapping[str, TensorChoice] = field(default_factory=dict)
     kept_activations: Mapping[str, TensorPlan] = field(default_factory=dict)
     kept_weights: Mapping[str, TensorPlan] = field(default_factory=dict)
+    hessians: HessianScores = field(default_factory=HessianScores)
 
     def of_activation(self, value: str) -> TensorChoice:
         """What is asked for a value; an empty choice if nothing."""

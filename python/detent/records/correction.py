@@ -39,6 +39,12 @@ class BiasCorrection:
 
     __hash__ = None  # type: ignore[assignment]
 
+    def added_to(self, other: BiasCorrection | None) -> BiasCorrection:
+        """Both shifts together, under this one's method."""
+        if other is None:
+            return self
+        return BiasCorrection(shift=self.shift + other.shift, method=self.method)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data; each number is the shortest that reads back as the same float32."""
         return {"method": self.method, "shift": [float(str(number)) for number in self.shift]}

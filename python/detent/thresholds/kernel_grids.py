@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ from detent.errors import ConfigError
 from detent.graph import Graph
 from detent.graph.placement import Placement, WeightPoint
 from detent.kernels.codebook_search import Scope, search_codebook
-from detent.kernels.weight_search import search_weights
+from detent.kernels.weight_search import WeightMetric, search_weights
 from detent.records.grid import Grid
 from detent.records.plan import TensorPlan
 
@@ -55,19 +55,25 @@ def _inputs(point: WeightPoint, shape: tuple[int, ...]) -> int | None:
 
 
 def search_kernel_grid(
-    kernel: FloatArray, kind: str, bits: int, point: WeightPoint, group_size: int | None, config: QuantizationConfig
+    kernel: FloatArray,
+    kind: str,
+    bits: int,
+    point: WeightPoint,
+    group_size: int | None,
+    config: QuantizationConfig,
+    scores: FloatArray | None,
 ) -> tuple[Grid, float]:
-    """The affine grid that loses least, and its mean error per element."""
+    """The affine grid that loses least, and its mean error per element, which `scores` weight if given."""
     narrow = point.rule.narrow_range and kind != "uniform"
     (found,) = search_weights(
         kernel,
         bits=[bits],
         grid=kind,  # type: ignore[arg-type]
-        # What suits the output is sought around what suits the weights.
-        metric="mse" if config.weights_metric == "output" else config.weights_metric,
+        metric=_error_of_weights(config.weights_metric),
         p=config.p,
         axis=point.axis,
         group_size=group_size,
+        weights=None if scores is None else np.ascontiguousarray(scores),
         narrow_range=narrow,
         min_threshold=config.min_threshold,
         method=config.weight_search,
@@ -77,10 +83,22 @@ def search_kernel_grid(
     return Grid.from_dict({**form, **limits, "narrow_range": narrow}), float(np.mean(found.errors))
 
 
+def _error_of_weights(metric: str) -> WeightMetric:
+    """The metric to search a kernel alone by: what suits the output is sought around what suits the weights."""
+    return "mse" if metric in ("auto", "output") else cast(WeightMetric, metric)
+
+
 def search_codebook_grid(
-    kernel: FloatArray, bits: int, point: WeightPoint, config: QuantizationConfig, target: str
+    kernel: FloatArray,
+    bits: int,
+    point: WeightPoint,
+    config: QuantizationConfig,
+    target: str,
+    scores: FloatArray | None,
 ) -> tuple[Grid, float]:
     """The codebook and the thresholds that lose little together, and their mean error per element.
+
+    Errors are weighted by `scores` if given.
 
     Raises:
         ConfigError: a codebook for each channel is asked for and not offered, or groups are asked for too.
@@ -98,7 +116,8 @@ def search_codebook_grid(
         kernel,
         bits=bits,
         scale="power_of_two" if config.weights_grid == "lut_power_of_two" else "symmetric",
-        metric=config.weights_metric,  # type: ignore[arg-type]  # refused there, unless it is mse
+        metric=_error_of_weights(config.weights_metric),  # type: ignore[arg-type]  # others are refused there
+        weights=None if scores is None else np.ascontiguousarray(scores),
         axis=point.axis,
         scope=scope,
         min_threshold=config.min_threshold,

@@ -38,7 +38,7 @@ Vector = npt.NDArray[np.float64]
 def suit_outputs(
     graph: Graph,
     placement: Placement,
-    moments: InputMoments,
+    moments: InputMoments | None,
     weights: Mapping[str, TensorPlan],
     pinned: Collection[str] = (),
     *,
@@ -51,24 +51,26 @@ def suit_outputs(
     Args:
         graph: the captured network.
         placement: where its grids go.
-        moments: of the layers' inputs.
+        moments: of the layers' inputs; None leaves all kernels as they are.
         weights: grids found by squared error of the weights; no channel ends with more error at the output than with
             these.
         pinned: layers whose kernels are not touched.
         central: the means are corrected through biases, so only deviations from them count.
     """
-    suited, notes = dict(weights), []
+    suited, lacking = dict(weights), []
     for layer, point in placement.weights.items():
         grid = weights[layer].grid
         if grid is None or weights[layer].metric != "output" or layer in pinned:
             continue
-        if layer not in moments:
-            notes.append(f"{layer}: thresholds suit the weights only, the moments hold nothing about its input")
+        if moments is None or layer not in moments:
+            lacking.append(layer)
+            suited[layer] = replace(weights[layer], metric="mse")
             continue
         channels = 1 if grid.axis is None else read_tensor(graph.module, point.parameter).shape[grid.axis]
         grid, error = _search(_loss(graph, point, grid, moments[layer], central), grid, channels)
         suited[layer] = replace(weights[layer], grid=grid, error=error, metric="output")
-    return suited, notes
+    notes = [f"without moments of their inputs, thresholds of {', '.join(lacking)} suit the weights only"]
+    return suited, notes if lacking else []
 
 
 def _loss(

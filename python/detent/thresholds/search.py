@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Final, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from detent.config import QuantizationConfig
 from detent.errors import CalibrationError
@@ -22,6 +23,7 @@ from detent.kernels.threads import map_in_threads, num_threads
 from detent.records.choice import TensorChoice
 from detent.records.choices import Choices
 from detent.records.grid import Grid
+from detent.records.hessians import HessianScores
 from detent.records.moving import MOVING_MAXIMUM
 from detent.records.plan import TensorPlan
 from detent.records.statistics import Statistics, TensorStatistics
@@ -30,7 +32,7 @@ from detent.thresholds.channel_limits import narrow_to_channels
 from detent.thresholds.kernel_grids import group_size_of, search_codebook_grid, search_kernel_grid
 from detent.thresholds.moving import clip_at_moving_maximum
 
-__all__ = ["search_activations", "search_grids", "search_weights"]
+__all__ = ["search_activations", "search_grids", "search_weights", "width_of_kernel"]
 
 _OPEN: Final = Choices()
 """Nothing is asked for any tensor."""
@@ -75,7 +77,7 @@ def search_activations(
         if value in choices.kept_activations:
             return choices.kept_activations[value]
         choice = choices.of_activation(value)
-        found = _plan_activation(graph, point, statistics, target, config, choice)
+        found = _plan_activation(graph, point, statistics, target, config, choice, choices.hessians)
         by_hand = choice.keep_float or choice.limits_by_hand
         if config.activation_per_channel and point.axis is not None and not by_hand:
             found = narrow_to_channels(found, point, _observed(graph, point, statistics), config.min_threshold)
@@ -91,6 +93,7 @@ def _plan_activation(
     target: Target,
     config: QuantizationConfig,
     choice: TensorChoice,
+    hessians: HessianScores,
 ) -> TensorPlan:
     if choice.keep_float or choice.grid is not None:
         return TensorPlan(grid=choice.grid)
@@ -112,13 +115,16 @@ def _plan_activation(
     metric = choice.metric or config.activation_metric
     if metric == MOVING_MAXIMUM:
         return clip_at_moving_maximum(point, statistics, observed, (kind, bits, rule.signed), config)
+    counts, zeros = (
+        _weighted(observed, hessians, point.value) if metric == "hmse" else (observed.counts, observed.zeros)
+    )
     (found,) = search_histogram(
-        observed.counts,
+        counts,
         observed.first_bin,
         observed.width,
         minimum=observed.minimum,
         maximum=observed.maximum,
-        zeros=observed.zeros,
+        zeros=zeros,
         bits=[bits],
         grid=kind,
         metric=metric,
@@ -131,6 +137,14 @@ def _plan_activation(
         holding=None if kind == "uniform" else point.holds,
     )
     return TensorPlan(grid=_found_grid(kind, found), error=found.error, metric=metric)
+
+
+def _weighted(observed: TensorStatistics, hessians: HessianScores, value: str) -> tuple[npt.NDArray[np.float64], float]:
+    """The histogram with each element counted by its Hessian score, and the exact zeros likewise."""
+    scores = hessians.of_activation(value, len(observed.counts))
+    at_zero = -observed.first_bin
+    zeros = float(scores[at_zero]) * observed.zeros if 0 <= at_zero < len(scores) else 0.0
+    return observed.counts * scores, zeros
 
 
 def _observed(graph: Graph, point: ActivationPoint, statistics: Statistics) -> TensorStatistics:
@@ -221,14 +235,20 @@ def search_weights(
         if point.layer in choices.kept_weights:
             return choices.kept_weights[point.layer]
         choice = choices.of_weights(point.layer)
-        return replace(_plan_weight(graph, point, target, config, choice), frozen=bool(choice.freeze))
+        found = _plan_weight(graph, point, target, config, choice, choices.hessians)
+        return replace(found, frozen=bool(choice.freeze))
 
     points = placement.weights
     return dict(zip(points, map_in_threads(entry, points.values()), strict=True))
 
 
 def _plan_weight(
-    graph: Graph, point: WeightPoint, target: Target, config: QuantizationConfig, choice: TensorChoice
+    graph: Graph,
+    point: WeightPoint,
+    target: Target,
+    config: QuantizationConfig,
+    choice: TensorChoice,
+    hessians: HessianScores,
 ) -> TensorPlan:
     if choice.keep_float:
         return TensorPlan(grid=None)
@@ -252,13 +272,25 @@ def _plan_weight(
         narrow = point.rule.narrow_range and kind != "uniform"
         form = {"kind": kind, "bits": bits, "signed": True, "axis": point.axis, "narrow_range": narrow}
         return TensorPlan(grid=Grid.from_dict({**form, **limits}), bias_bits=point.bias_bits)
+    shape = tuple(weight.shape)
+    scores = hessians.of_kernel(point.layer, shape) if config.weights_metric == "hmse" else None
     if kind == "lut":
-        grid, error = search_codebook_grid(weight.numpy(), bits, point, config, target.name)
+        grid, error = search_codebook_grid(weight.numpy(), bits, point, config, target.name, scores)
     else:
-        group_size = group_size_of(point, tuple(weight.shape), config.weights_group_size, target.name)
-        grid, error = search_kernel_grid(weight.numpy(), kind, bits, point, group_size, config)
+        group_size = group_size_of(point, shape, config.weights_group_size, target.name)
+        grid, error = search_kernel_grid(weight.numpy(), kind, bits, point, group_size, config, scores)
     bias_bits = point.bias_bits if grid.has_bias_step else None
-    return TensorPlan(grid=grid, error=error, metric=config.weights_metric, bias_bits=bias_bits)
+    return TensorPlan(grid=grid, error=error, metric=config.metric_of_kernel(bits), bias_bits=bias_bits)
+
+
+def width_of_kernel(point: WeightPoint, choice: TensorChoice, config: QuantizationConfig) -> int | None:
+    """The code width a kernel will have; None if it stays in float."""
+    if choice.keep_float:
+        return None
+    if choice.grid is not None:
+        return choice.grid.bits
+    wanted = _for_kernel(config, choice)
+    return wanted.weights_bits or point.rule.widths(_kind_of(wanted) or point.rule.kind)[0]
 
 
 def _for_kernel(config: QuantizationConfig, choice: TensorChoice) -> QuantizationConfig:
