@@ -13,7 +13,12 @@ from detent.errors import ConfigError
 
 def test_defaults_are_the_documented_ones() -> None:
     config = QuantizationConfig()
-    assert config.activation_metric == config.weights_metric == "mse"
+    assert config.activation_metric == "mse"
+    assert config.bias_correction == "analytic"
+    assert [config.metric_of_kernel(bits) for bits in (2, 4, 7, 8, 16)] == ["output"] * 3 + ["mse"] * 2
+    assert [config.gain_of_kernel(bits) for bits in (2, 4, 7, 8, 16)] == ["least_squares"] * 3 + ["none"] * 2
+    assert QuantizationConfig(weights_metric="kl", gain_correction="second_moment").metric_of_kernel(4) == "kl"
+    assert QuantizationConfig(gain_correction="second_moment").gain_of_kernel(8) == "second_moment"
     assert config.z_threshold == math.inf
     assert config.min_threshold == 2.0**-16
     assert config.weights_bits is None

@@ -223,12 +223,13 @@ class QuantPlan:
         return replace(self, activations={**self.activations, name: TensorPlan(grid=grid)})
 
     def with_weight(self, layer: str, grid: Grid | None) -> QuantPlan:
-        """A plan with another grid for one layer's weights."""
+        """A plan with another grid for one layer's weights, without the corrections made for the old one."""
         if layer not in self.weights:
             raise unknown_name("layer", layer, self.weights)
         codes = grid is None or grid.has_bias_step
         entry = TensorPlan(grid=grid, bias_bits=self.weights[layer].bias_bits if codes else None)
-        return replace(self, weights={**self.weights, layer: entry})
+        corrections = {name: found for name, found in self.bias_corrections.items() if name != layer}
+        return replace(self, weights={**self.weights, layer: entry}, bias_corrections=corrections)
 
     def to_json(self) -> str:
         """The plan as JSON, one tensor a line; the same plan gives the same bytes."""
