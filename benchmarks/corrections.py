@@ -2,8 +2,8 @@
 
     python benchmarks/corrections.py [--data FOLDER] [--networks ...] [--samples 512] [--images 5000]
 
-The target is `imx500` with 4-bit activations added; all layers, first and last included, have the width named.
-Rounding is to nearest. Rows go to `benchmarks/results/corrections.json`.
+The target is `imx500` with 4-bit activations added, and once more with symmetric thresholds for them; all layers, first
+and last included, have the width named. Rounding is to nearest. Rows go to `benchmarks/results/corrections.json`.
 """
 
 from __future__ import annotations
@@ -24,36 +24,64 @@ from networks import NETWORKS, add_data_option, load_zoo
 WIDTHS = ((8, 8), (4, 8), (4, 4))
 """Bits of kernels and of activations."""
 
-ACTIVATIONS = {"kind": "power_of_two", "bits": [8, 4], "signed": None}
-TARGET = {
-    "schema_version": 1,
-    "extends": "imx500",
-    "name": "imx500-4",
-    "version": "1",
-    "description": "imx500 with 4-bit activations.",
-    "sources": [],
-    "defaults": {"weights": None, "bias_bits": None, "activations": ACTIVATIONS, "input_bits": None},
+KINDS = (("power_of_two", WIDTHS), ("symmetric", ((4, 4),)))
+"""Kinds of activation grids, and the widths measured with them: at 4 bits powers of two are far apart."""
+
+PLAIN = {
+    "linear_collapsing": False,
+    "residual_collapsing": False,
+    "bias_correction": "none",
+    "gain_correction": "none",
+    "weights_metric": "mse",
+}
+ANALYTIC = {**PLAIN, "bias_correction": "analytic"}
+LEVERS: dict[str, dict[str, Any]] = {
+    "nothing": PLAIN,
+    "collapsing": {**PLAIN, "linear_collapsing": True, "residual_collapsing": True},
+    "power-of-two ReLU6": {**PLAIN, "relu_bound_to_power_of_2": True},
+    "activation equalization": {**PLAIN, "equalization": "activations"},
+    "cross-layer equalization": {**PLAIN, "equalization": "cross_layer"},
+    "bias absorption": {**PLAIN, "bias_absorption": True},
+    "thresholds by the output": {**PLAIN, "weights_metric": "output"},
+    "gains, least squares": {**PLAIN, "gain_correction": "least_squares"},
+    "gains, second moment": {**PLAIN, "gain_correction": "second_moment"},
+    "analytic bias correction": ANALYTIC,
+    "analytic, activations too": {**ANALYTIC, "activation_bias_correction": True},
+    "sequential bias correction": {**PLAIN, "bias_correction": "sequential"},
+    "defaults": {},
+    "defaults + cross-layer": {"equalization": "cross_layer"},
+    "defaults + cross-layer + sequential": {"equalization": "cross_layer", "bias_correction": "sequential"},
+}
+
+
+def target_with(kind: str) -> dict[str, Any]:
+    """`imx500` with activations of a kind of grid, in 8 and 4 bits."""
+    activations = {"kind": kind, "bits": [8, 4], "signed": None}
     # What imx500 says about the widths of single operations is taken back; its kernels have 8 and 4 bits among others.
-    "ops": {name: {"activations": ACTIVATIONS, "input_bits": None} for name in detent.load_target("imx500").ops},
-}
-
-PLAIN = {"linear_collapsing": False, "residual_collapsing": False}
-LEVERS: dict[str, tuple[dict[str, Any], int]] = {
-    # name: options, passes of the network over the data beyond the calibration
-    "nothing": (PLAIN, 0),
-    "collapsing": ({}, 0),
-    "power-of-two ReLU6": ({**PLAIN, "relu_bound_to_power_of_2": True}, 0),
-    "activation equalization": ({**PLAIN, "equalization": "activations"}, 0),
-    "cross-layer equalization": ({**PLAIN, "equalization": "cross_layer"}, 0),
-    "bias absorption": ({**PLAIN, "bias_absorption": True}, 1),
-    "analytic bias correction": ({**PLAIN, "bias_correction": "analytic"}, 0),
-    "sequential bias correction": ({**PLAIN, "bias_correction": "sequential"}, 1),
-    "cross-layer + analytic": ({"equalization": "cross_layer", "bias_correction": "analytic"}, 0),
-    "cross-layer + sequential": ({"equalization": "cross_layer", "bias_correction": "sequential"}, 1),
-}
+    own = {"activations": activations, "input_bits": None}
+    return {
+        "schema_version": 1,
+        "extends": "imx500",
+        "name": "imx500-4",
+        "version": "1",
+        "description": f"imx500 with {kind} activations of 8 and 4 bits.",
+        "sources": [],
+        "defaults": {"weights": None, "bias_bits": None, **own},
+        "ops": dict.fromkeys(detent.load_target("imx500").ops, own),
+    }
 
 
-def measure(zoo: Any, network: str, target: Path, options: argparse.Namespace) -> dict[str, Any]:
+def passes_of(choices: dict[str, Any], samples: int) -> float:
+    """Passes over the calibration data beyond the calibration itself, with kernels of few bits."""
+    config = detent.QuantizationConfig(**choices)
+    moments = config.metric_of_kernel(4) == "output" or config.gain_of_kernel(4) != "none"
+    read = config.moment_samples * moments + 2 * config.bias_correction_samples * (
+        config.bias_correction == "sequential"
+    )
+    return round(config.rewrites_by_statistics + min(read, 3 * samples) / samples, 2)
+
+
+def measure(zoo: Any, network: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """All rows of one network."""
     model = zoo.load(network)
     x, y = (part[: options.images] for part in zoo.images("test"))
@@ -66,21 +94,24 @@ def measure(zoo: Any, network: str, target: Path, options: argparse.Namespace) -
             model(batch)
         forward_s = time.perf_counter() - start
     rows = []
-    for name, (choices, passes) in LEVERS.items():
-        row: dict[str, Any] = {"lever": name, "extra_passes": passes}
-        for kernels, activations in WIDTHS:
-            start = time.perf_counter()
-            qmodel = detent.quantize(
-                model,
-                batches,
-                target=target,
-                weights_bits=kernels,
-                activation_bits=activations,
-                progress=False,
-                **choices,
-            )
-            row["quantize_seconds"] = round(time.perf_counter() - start, 2)
-            row[f"w{kernels}a{activations}"] = round(float_top1 - zoo.accuracy(qmodel, x, y), 2)
+    for name, choices in LEVERS.items():
+        row: dict[str, Any] = {"lever": name, "extra_passes": passes_of(choices, options.samples)}
+        for kind, widths in KINDS:
+            for kernels, activations in widths:
+                start = time.perf_counter()
+                qmodel = detent.quantize(
+                    model,
+                    batches,
+                    target=folder / f"{kind}.json",
+                    weights_bits=kernels,
+                    activation_bits=activations,
+                    progress=False,
+                    **choices,
+                )
+                if kind == KINDS[0][0]:
+                    row["quantize_seconds"] = round(time.perf_counter() - start, 2)
+                column = f"w{kernels}a{activations}" + ("" if kind == KINDS[0][0] else f"_{kind}")
+                row[column] = round(float_top1 - zoo.accuracy(qmodel, x, y), 2)
         rows.append(row)
         print("  " + "  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
     return {
@@ -103,10 +134,10 @@ def main() -> None:
     options = parser.parse_args()
     zoo = load_zoo(options.data)
     with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "imx500-4.json"
-        target.write_text(json.dumps(TARGET), encoding="utf-8")
+        for kind, _ in KINDS:
+            (Path(folder) / f"{kind}.json").write_text(json.dumps(target_with(kind)), encoding="utf-8")
         for network in options.networks:
-            found = measure(zoo, network, target, options)
+            found = measure(zoo, network, Path(folder), options)
             if not options.no_write:
                 write_network("corrections", network, found)
 
