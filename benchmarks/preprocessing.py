@@ -75,7 +75,7 @@ def measure(zoo: Any, network: str, options: argparse.Namespace) -> dict[str, An
     for form, (graph, calibration, images) in forms.items():
         stats = detent.calibrate(graph, calibration, progress=False)
         for target, bits in CASES:
-            plan = detent.plan(graph, stats, target=target, weights_bits=bits)
+            plan = detent.plan(graph, stats, target=target, weights_bits=bits, bias_correction="none")
             top1 = zoo.accuracy(detent.apply(graph, plan), images, y)
             row = {"form": form, "target": target, "weights_bits": bits, "top1": round(top1, 2)}
             rows.append({**row, "drop": round(float_top1 - top1, 2)})

@@ -41,14 +41,15 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 ALONE = {"shift_negative": True}
 EVERYWHERE = {"shift_negative": True, "shift_negative_ratio": 1.0}
 """Whatever the tail, where the error falls."""
-ANALYTIC = {"bias_correction": "analytic"}
+PLAIN = {"bias_correction": "none", "gain_correction": "none", "weights_metric": "mse"}
+ANALYTIC = {**PLAIN, "bias_correction": "analytic"}
 LEVERS: dict[str, dict[str, Any]] = {
-    "nothing": {},
-    "shift-negative": ALONE,
-    "shift-negative, any tail": EVERYWHERE,
+    "nothing": PLAIN,
+    "shift-negative": {**PLAIN, **ALONE},
+    "shift-negative, any tail": {**PLAIN, **EVERYWHERE},
     "analytic bias correction": ANALYTIC,
-    "shift-negative + analytic": {**ALONE, **ANALYTIC},
-    "shift-negative, any tail + analytic": {**EVERYWHERE, **ANALYTIC},
+    "shift-negative + analytic": {**ANALYTIC, **ALONE},
+    "shift-negative, any tail + analytic": {**ANALYTIC, **EVERYWHERE},
 }
 
 

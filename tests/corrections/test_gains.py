@@ -74,7 +74,7 @@ def test_second_moment_keeps_the_variance(kind: str) -> None:
 def test_codes_stay_and_the_step_takes_the_gain() -> None:
     _, _, graph, stats, moments = setup("conv")
     plain, gained = (detent.apply(graph, planned(graph, stats, moments, rule)) for rule in ("none", "least_squares"))
-    codes, others = ({k: v for k, v in q.state_dict().items() if k.endswith("codes")} for q in (plain, gained))
+    codes, others = ({k: v for k, v in q.state_dict().items() if k.endswith("weight_codes")} for q in (plain, gained))
     for name, value in codes.items():
         assert torch.equal(value, others[name])
     steps = [q.plan.weights["conv2d"].grid.scale for q in (plain, gained)]
