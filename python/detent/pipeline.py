@@ -206,6 +206,7 @@ def quantize(
     """
     # What can be refused without running the model is refused first.
     settings, rules = QuantizationConfig.resolve(config, options), checked_rules(rules)
+    settings.refuse_hessians()
     load_target(target)
     reference_of(target)
     records = resolve_preprocessing(preprocessing)

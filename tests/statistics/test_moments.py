@@ -138,3 +138,27 @@ def test_what_a_rewrite_added_to_the_input_does_not_count(data: torch.Tensor) ->
     for central in (False, True):
         before, after = (found["2"].second(central=central) for found in (plain, other))
         np.testing.assert_allclose(after, before, atol=1e-4 * float(np.abs(before).max()))
+
+
+@pytest.mark.parametrize("form", ["array", "generator", "callable"])
+def test_one_call_collects_moments_where_kernels_have_few_bits(data: torch.Tensor, form: str) -> None:
+    given = {
+        "array": data.numpy(),
+        "generator": (part for part in data.split(9)),
+        "callable": lambda: iter(data.split(16)),
+    }[form]
+    plan = detent.quantize(network(), given, weights_bits=4, progress=False).plan
+    assert {entry.metric for entry in plan.weights.values()} == {"output"}
+    assert all(entry.gain is not None for entry in plan.weights.values())
+    assert plan.to_json() == detent.quantize(network(), data, weights_bits=4, progress=False).plan.to_json()
+    wide = detent.quantize(network(), data, progress=False).plan
+    assert {entry.metric for entry in wide.weights.values()} == {"mse"}
+    assert all(entry.gain is None for entry in wide.weights.values())
+
+
+def test_planning_without_moments_says_what_it_does_instead(data: torch.Tensor) -> None:
+    graph = detent.capture(network(), data[:2])
+    plan = detent.plan(graph, detent.calibrate(graph, data, progress=False), weights_bits=4)
+    assert {entry.metric for entry in plan.weights.values()} == {"mse"}
+    assert any("thresholds of 0, 2, 4 suit the weights only" in note for note in plan.notes)
+    assert any("kernels of 0, 2, 4 have no gains" in note for note in plan.notes)

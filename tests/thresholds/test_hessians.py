@@ -93,3 +93,14 @@ def test_scores_that_make_no_sense(scores: object) -> None:
 def test_a_mapping_is_not_enough(network: tuple[detent.Graph, detent.Statistics]) -> None:
     with pytest.raises(ConfigError, match="HessianScores"):
         detent.plan(*network, hessians={"0": np.ones(3)})
+
+
+@pytest.mark.parametrize("name", ["weights_metric", "activation_metric"])
+def test_one_call_cannot_have_scores_and_says_so_before_it_runs(name: str) -> None:
+    def never(_: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("the model ran")
+
+    model = nn.Linear(2, 2)
+    model.forward = never  # type: ignore[method-assign]
+    with pytest.raises(ConfigError, match="needs Hessian scores"):
+        detent.quantize(model, torch.zeros(4, 2), **{name: "hmse"})

@@ -46,6 +46,7 @@ def quantize(
         bool | None, typer.Option("--shift-negative/--no-shift-negative", help="Unsigned codes for SiLU and the like.")
     ] = None,
     bias_correction: Annotated[str | None, typer.Option(help="none, analytic or sequential.")] = None,
+    gain_correction: Annotated[str | None, typer.Option(help="auto, none, least_squares or second_moment.")] = None,
     preprocessing: Annotated[
         Path | None, typer.Option(help="JSON with the fields of detent.Preprocessing; the data are raw then.")
     ] = None,
@@ -76,6 +77,7 @@ def quantize(
         "equalization": equalization,
         "shift_negative": shift_negative,
         "bias_correction": bias_correction,
+        "gain_correction": gain_correction,
     }
     options = {name: value for name, value in given.items() if value is not None}
     quantize_to_folder(

@@ -65,6 +65,7 @@ def quantize_to_folder(
     # Cheap mistakes first: a wrong option should not cost a calibration.
     load_target(target)
     config = QuantizationConfig(**options)
+    config.refuse_hessians()
     records = _read_preprocessing(preprocessing)
     if export is not None:
         check_io_type(export.inputs, "input")

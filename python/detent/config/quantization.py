@@ -194,6 +194,19 @@ class QuantizationConfig(FrozenModel):
         """Whether planning fails without moments of the layers' inputs."""
         return self.weights_metric == "output" or self.gain_correction in ("least_squares", "second_moment")
 
+    def refuse_hessians(self) -> None:
+        """Refuse metrics that need Hessian scores, where there is no way to give any.
+
+        Raises:
+            ConfigError: a metric is `"hmse"`.
+        """
+        for name in ("activation_metric", "weights_metric"):
+            if getattr(self, name) == "hmse":
+                raise ConfigError(
+                    f"`{name}` 'hmse' needs Hessian scores, which one call from model to quantized model cannot have",
+                    remedy="calibrate, then plan with hessians=detent.HessianScores(...)",
+                )
+
     def metric_of_kernel(self, bits: int) -> WeightsMetric:
         """The error that the thresholds of a kernel of that width minimize, moments permitting."""
         if self.weights_metric != "auto":
