@@ -222,7 +222,7 @@ def _decide(
     moments: InputMoments | None,
 ) -> QuantPlan:
     """`decided` with all tables filled: grids, room for biases, steps without ties, corrections."""
-    moments = _checked(moments, graph, config)
+    moments = _checked(moments, decided.graph, config)
     activations, weights = search_grids(graph, placement, stats, target, config, choices)
     weights, notes = _settle_kernels(graph, placement, activations, weights, choices, moments, config)
     corrections = dict(decided.bias_corrections)
@@ -281,8 +281,8 @@ def _settle_kernels(
     return weights, notes
 
 
-def _checked(moments: InputMoments | None, graph: Graph, config: QuantizationConfig) -> InputMoments | None:
-    """Moments that fit the graph, and are there if an option cannot do without."""
+def _checked(moments: InputMoments | None, fingerprint: str, config: QuantizationConfig) -> InputMoments | None:
+    """Moments that fit the graph of that fingerprint, and are there if an option cannot do without."""
     if moments is None:
         if config.requires_moments:
             raise ConfigError(
@@ -291,6 +291,6 @@ def _checked(moments: InputMoments | None, graph: Graph, config: QuantizationCon
             )
         return None
     expect(moments, InputMoments, "moments", "detent.collect_moments")
-    if moments.fingerprint != graph.fingerprint():
+    if moments.fingerprint != fingerprint:
         raise ConfigError("the moments were collected from another model", remedy="collect the moments of this model")
     return moments

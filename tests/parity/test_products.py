@@ -31,6 +31,8 @@ def test_multiply_equals_its_twin(shape: tuple[int, int, int]) -> None:
 def test_awkward_numbers_reach_the_sums_they_take_part_in() -> None:
     x = cases.awkward((130, 9))
     assert_parity(lambda: products.gram(x), twin.gram(x))
+    a, b = cases.awkward((11, 131)), cases.awkward((131, 37))
+    assert_parity(lambda: products.multiply(a, b), twin.multiply(a, b))
 
 
 def test_gram_is_symmetric_accurate_and_may_be_added_up_in_parts() -> None:

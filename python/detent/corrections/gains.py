@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from detent.graph import Graph
-from detent.graph.patches import kernel_rows
+from detent.graph.patches import kernel_rows, sum_by_step
 from detent.graph.placement import Placement, WeightPoint
 from detent.graph.tensors import read_tensor
 from detent.records.grid import Grid
@@ -88,9 +88,8 @@ def _gains(
         above = cross
     else:
         (above,) = moments.inner(float_rows, float_rows, central=central)
-    # What shares a step shares a gain: all rows of a kernel with one step, or the same channel of every group.
-    axis = None if grid.axis is None else (0,) if node.kind == "conv_transposed" else ()
-    above, below = (np.atleast_1d(part.sum(axis=axis)).reshape(-1) for part in (above, own))
+    # What shares a step shares a gain.
+    above, below = (sum_by_step(node, part, one_step=grid.axis is None) for part in (above, own))
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = above / below
         gains = ratio if rule == "least_squares" else np.sqrt(ratio)

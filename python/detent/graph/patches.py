@@ -18,7 +18,7 @@ from detent.graph.graph import GraphNode
 from detent.graph.roles import argument
 from detent.graph.shapes import concrete_shape
 
-__all__ = ["Windows", "has_rows", "kernel_rows"]
+__all__ = ["Windows", "has_rows", "kernel_rows", "sum_by_step"]
 
 Array = npt.NDArray[Any]
 Integers = npt.NDArray[np.int64]
@@ -37,6 +37,25 @@ def kernel_rows(layer: GraphNode, kernel: Array) -> Array:
         split = kernel.reshape(groups, kernel.shape[0] // groups, kernel.shape[1], -1)
         return np.ascontiguousarray(split.transpose(0, 2, 1, 3)).reshape(groups, kernel.shape[1], -1)
     return np.ascontiguousarray(kernel).reshape(groups, kernel.shape[0] // groups, -1)
+
+
+def sum_by_step(layer: GraphNode, of_rows: npt.NDArray[np.float64], *, one_step: bool) -> npt.NDArray[np.float64]:
+    """Sums over the kernel rows that share a step.
+
+    Args:
+        layer: the layer.
+        of_rows: a number for each row, `[..., groups, C_out / groups]`.
+        one_step: the whole kernel has one step; otherwise each channel of the kernel has its own, which the same channel
+            of every group of a transposed convolution shares.
+
+    Returns:
+        `[..., channels]`, or `[..., 1]` for one step.
+    """
+    if one_step:
+        return np.asarray(of_rows.sum(axis=(-2, -1)))[..., None]
+    if layer.kind == "conv_transposed":
+        return np.asarray(of_rows.sum(axis=-2))
+    return of_rows.reshape(*of_rows.shape[:-2], -1)
 
 
 class Windows:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from detent.graph import Graph
-from detent.graph.patches import kernel_rows
+from detent.graph.patches import kernel_rows, sum_by_step
 from detent.graph.placement import Placement, WeightPoint
 from detent.graph.tensors import read_tensor
 from detent.records.grid import Grid
@@ -46,7 +46,8 @@ def suit_outputs(
 ) -> tuple[dict[str, TensorPlan], list[str]]:
     """The kernel entries with limits that suit the layers' outputs, and a note for each kernel left as it is.
 
-    Only entries whose metric is `"output"` are searched; kernels of the layers in `pinned` stay as they are.
+    Only entries whose metric is `"output"` are searched; kernels of the layers in `pinned` stay as they are. A kernel
+    with several users is judged by the first one's inputs.
 
     Args:
         graph: the captured network.
@@ -83,15 +84,14 @@ def _loss(
     node = graph.find(point.layer)
     kernel = read_tensor(graph.module, point.parameter).detach().contiguous().numpy()
     wanted = kernel_rows(node, kernel).astype(np.float64)
-    # What shares limits is judged together: all rows of a kernel, or the same channel of every group.
-    axis = None if grid.axis is None else 1 if node.kind == "conv_transposed" else ()
 
     def loss(factors: Vector) -> Vector:
         errors = [kernel_rows(node, scaled(grid, row).round(kernel)) - wanted for row in factors]
         stacked = np.concatenate(errors, axis=1)
         (off,) = moments.inner(stacked, stacked, central=central)
-        split = off.reshape(len(wanted), len(factors), -1).transpose(1, 0, 2)
-        return np.asarray(split.sum(axis=(1, 2) if axis is None else axis).reshape(len(factors), -1))
+        by_candidate = off.reshape(len(wanted), len(factors), -1).transpose(1, 0, 2)
+        # What shares limits is judged together.
+        return sum_by_step(node, by_candidate, one_step=grid.axis is None)
 
     return loss
 
