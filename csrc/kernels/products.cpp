@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/products.h"
 
+#include <vector>
+
 #include "support/parallel.h"
 #include "support/simd.h"
 
@@ -13,9 +15,11 @@ constexpr int64_t kDepth = 128;  // products added in float32 before the sum goe
 constexpr int kVectors = 2;
 constexpr int kColumns = kVectors * simd::kFloats;
 constexpr int kRows = simd::kBytes == 64 ? 8 : 4;  // sums of a tile fit the registers
+constexpr int64_t kBlock = 32;  // columns of a form that are added up together: whole panels on every instruction set
+static_assert(kBlock % kColumns == 0);
 constexpr int64_t kMinProductsPerThread = 1 << 20;
 
-// Where element (row, depth) of the left matrix lies; gram reads it transposed.
+// Where element (row, depth) of the left matrix lies; moments read it transposed.
 struct Left {
   const float* data;
   int64_t row_stride, depth_stride;
@@ -59,55 +63,168 @@ inline void multiply_tile(const float* right, int64_t depth, Tile& tile) {
   }
 }
 
-// Adds a panel of columns of the product to out [rows, stride]; rows before `first_row` are left out.
-void add_panel(const Left& a, const float* b, int64_t stride, int64_t column, int64_t first_row, int64_t rows,
-               int64_t depth, double* out) {
+inline int64_t parts_of(int64_t whole, int64_t part) { return (whole + part - 1) / part; }
+
+inline int64_t least_tasks(int64_t products) { return kMinProductsPerThread / (products + 1) + 1; }
+
+// Adds a panel of columns of x^T x, on and below the diagonal, and the sums of these columns.
+void add_panel(const float* x, int64_t rows, int64_t columns, int64_t column, double* sums, double* products) {
   alignas(64) float right[kDepth * kColumns];
   Tile tile;
-  const int64_t columns = least(kColumns, stride - column);
-  for (int64_t first = 0; first < depth; first += kDepth) {
-    const int64_t run = least(kDepth, depth - first);
-    pack_right(b + first * stride + column, stride, columns, run, right);
-    for (int64_t row = first_row; row < rows; row += kRows) {
-      const int64_t count = least(kRows, rows - row);
-      pack_left(a, row, count, first, run, tile.left);
+  const Left transposed{x, 1, columns};
+  const int64_t width = least(kColumns, columns - column);
+  for (int64_t first = 0; first < rows; first += kDepth) {
+    const int64_t run = least(kDepth, rows - first);
+    pack_right(x + first * columns + column, columns, width, run, right);
+    float total[kColumns] = {};
+    for (int64_t k = 0; k < run; ++k) {
+      for (int64_t j = 0; j < kColumns; ++j) total[j] += right[k * kColumns + j];
+    }
+    for (int64_t j = 0; j < width; ++j) sums[column + j] += static_cast<double>(total[j]);
+    for (int64_t row = column; row < columns; row += kRows) {
+      const int64_t count = least(kRows, columns - row);
+      pack_left(transposed, row, count, first, run, tile.left);
       multiply_tile(right, run, tile);
       for (int64_t r = 0; r < count; ++r) {
-        double* to = out + (row + r) * stride + column;
-        for (int64_t j = 0; j < columns; ++j) to[j] += static_cast<double>(tile.sums[r * kColumns + j]);
+        double* to = products + (row + r) * columns + column;
+        for (int64_t j = 0; j < width; ++j) to[j] += static_cast<double>(tile.sums[r * kColumns + j]);
       }
     }
   }
 }
 
-inline int64_t panels_of(int64_t columns) { return (columns + kColumns - 1) / kColumns; }
-
-inline int64_t least_panels(int64_t rows, int64_t depth) {
-  return kMinProductsPerThread / (rows * depth * kColumns + 1) + 1;
-}
-
-void gram(const float* x, int64_t rows, int64_t columns, double* out) {
-  const Left transposed{x, 1, columns};
-  const int64_t panels = panels_of(columns);
-  // A panel computes its part on and below the diagonal; the first ones have most to do, so ends are paired.
-  parallel_for(panels, least_panels(columns, rows), [&](int64_t task) {
-    const int64_t panel = task % 2 == 0 ? task / 2 : panels - 1 - task / 2;
-    add_panel(transposed, x, columns, panel * kColumns, panel * kColumns, columns, rows, out);
-  });
+void mirror(double* products, int64_t columns) {
   for (int64_t i = 0; i < columns; ++i) {
-    for (int64_t j = 0; j < i; ++j) out[j * columns + i] = out[i * columns + j];
+    for (int64_t j = 0; j < i; ++j) products[j * columns + i] = products[i * columns + j];
   }
 }
 
-void multiply(const float* a, const float* b, int64_t rows, int64_t depth, int64_t columns, double* out) {
-  for (int64_t i = 0; i < rows * columns; ++i) out[i] = 0.0;
-  const Left left{a, depth, 1};
-  parallel_for(panels_of(columns), least_panels(rows, depth),
-               [&](int64_t panel) { add_panel(left, b, columns, panel * kColumns, 0, rows, depth, out); });
+// The sums and products of kFloats neighbouring matrices at once; x is [rows, columns, batch].
+class Lanes {
+ public:
+  Lanes(const float* x, int64_t batch, int64_t rows, int64_t columns, int64_t lane)
+      : x_(x + lane),
+        batch_(batch),
+        rows_(rows),
+        columns_(columns),
+        count_(least(simd::kFloats, batch - lane)),
+        packed_(static_cast<size_t>(kDepth * columns * simd::kFloats)) {}
+
+  void add(double* sums, double* products) {
+    for (int64_t first = 0; first < rows_; first += kDepth) {
+      const int64_t run = least(kDepth, rows_ - first);
+      pack(first, run);
+      for (int64_t i = 0; i < columns_; ++i) {
+        add_sum(i, run, sums);
+        for (int64_t j = 0; j <= i; ++j) add_product(i, j, run, products);
+      }
+    }
+  }
+
+ private:
+  // [columns, run, lanes]; lanes beyond the batch are zero.
+  void pack(int64_t first, int64_t run) {
+    for (int64_t k = 0; k < run; ++k) {
+      for (int64_t i = 0; i < columns_; ++i) {
+        const float* from = x_ + ((first + k) * columns_ + i) * batch_;
+        float* to = packed_.data() + (i * kDepth + k) * simd::kFloats;
+        for (int64_t lane = 0; lane < simd::kFloats; ++lane) to[lane] = lane < count_ ? from[lane] : 0.0f;
+      }
+    }
+  }
+
+  const float* column(int64_t i) const { return packed_.data() + i * kDepth * simd::kFloats; }
+
+  void add_sum(int64_t i, int64_t run, double* sums) const {
+    Floats total = {};
+    for (int64_t k = 0; k < run; ++k) total += simd::load(column(i) + k * simd::kFloats);
+    for (int64_t lane = 0; lane < count_; ++lane) sums[lane * columns_ + i] += static_cast<double>(total[lane]);
+  }
+
+  void add_product(int64_t i, int64_t j, int64_t run, double* products) const {
+    Floats total = {};
+    const float *a = column(i), *b = column(j);
+    for (int64_t k = 0; k < run; ++k) total += simd::load(a + k * simd::kFloats) * simd::load(b + k * simd::kFloats);
+    double* to = products + i * columns_ + j;
+    for (int64_t lane = 0; lane < count_; ++lane)
+      to[lane * columns_ * columns_] += static_cast<double>(total[lane]);
+  }
+
+  const float* x_;
+  int64_t batch_, rows_, columns_, count_;
+  std::vector<float> packed_;
+};
+
+void moments(const float* x, bool batch_innermost, int64_t batch, int64_t rows, int64_t columns, double* sums,
+             double* products) {
+  const int64_t square = columns * columns;
+  if (batch_innermost) {
+    parallel_for(parts_of(batch, simd::kFloats), least_tasks(rows * square * simd::kFloats / 2), [&](int64_t task) {
+      const int64_t lane = task * simd::kFloats;
+      Lanes(x, batch, rows, columns, lane).add(sums + lane * columns, products + lane * square);
+    });
+  } else {
+    const int64_t panels = parts_of(columns, kColumns);
+    // The first panels of a matrix have most to do, so ends are paired.
+    parallel_for(batch * panels, least_tasks(columns * rows * kColumns), [&](int64_t task) {
+      const int64_t matrix = task / panels, place = task % panels;
+      const int64_t panel = place % 2 == 0 ? place / 2 : panels - 1 - place / 2;
+      add_panel(x + matrix * rows * columns, rows, columns, panel * kColumns, sums + matrix * columns,
+                products + matrix * square);
+    });
+  }
+  parallel_for(batch, least_tasks(square), [&](int64_t matrix) { mirror(products + matrix * square, columns); });
+}
+
+// The share of one panel of columns in the forms of all rows, added to out [rows].
+void add_form_panel(const float* a, const float* g, const float* b, int64_t rows, int64_t size, int64_t column,
+                    std::vector<float>& right, double* out) {
+  Tile tile;
+  const int64_t width = least(kColumns, size - column);
+  const Left left{a, size, 1};
+  pack_right(g + column, size, width, size, right.data());
+  for (int64_t row = 0; row < rows; row += kRows) {
+    const int64_t count = least(kRows, rows - row);
+    double through[kRows * kColumns] = {};
+    for (int64_t first = 0; first < size; first += kDepth) {
+      const int64_t run = least(kDepth, size - first);
+      pack_left(left, row, count, first, run, tile.left);
+      multiply_tile(right.data() + first * kColumns, run, tile);
+      for (int64_t i = 0; i < kRows * kColumns; ++i) through[i] += static_cast<double>(tile.sums[i]);
+    }
+    for (int64_t r = 0; r < count; ++r) {
+      const float* other = b + (row + r) * size + column;
+      double total = out[row + r];
+      for (int64_t j = 0; j < width; ++j) total += through[r * kColumns + j] * static_cast<double>(other[j]);
+      out[row + r] = total;
+    }
+  }
+}
+
+void forms(const float* a, const float* g, const float* b, int64_t batch, int64_t rows, int64_t size, double* out) {
+  const int64_t blocks = parts_of(size, kBlock);
+  std::vector<double> shares(static_cast<size_t>(batch * blocks * rows), 0.0);
+  parallel_for(batch * blocks, least_tasks(rows * size * kBlock), [&](int64_t task) {
+    const int64_t matrix = task / blocks, block = task % blocks;
+    std::vector<float> right(static_cast<size_t>(size * kColumns));
+    const int64_t end = least(size, (block + 1) * kBlock);
+    for (int64_t column = block * kBlock; column < end; column += kColumns) {
+      add_form_panel(a + matrix * rows * size, g + matrix * size * size, b + matrix * rows * size, rows, size, column,
+                     right, shares.data() + task * rows);
+    }
+  });
+  for (int64_t matrix = 0; matrix < batch; ++matrix) {
+    for (int64_t row = 0; row < rows; ++row) {
+      double total = 0.0;
+      for (int64_t block = 0; block < blocks; ++block)
+        total += shares[static_cast<size_t>((matrix * blocks + block) * rows + row)];
+      out[matrix * rows + row] = total;
+    }
+  }
 }
 
 }  // namespace
 
-extern const ProductsTable products_table = {.gram = gram, .multiply = multiply};
+extern const ProductsTable products_table = {.moments = moments, .forms = forms};
 
 }  // namespace detent::DETENT_ISA

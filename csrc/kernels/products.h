@@ -1,13 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// Matrix products in a fixed order: second moments of the inputs of a layer, and errors weighted by them.
+// Matrix products in a fixed order: moments of the inputs of a layer, and errors weighted by them.
 //
-// Computes   gram:     out += x^T x, both triangles;   multiply: out = a b.
-// Requires   dense row-major matrices that do not overlap, depth below 2^31; `out` of gram symmetric.
-// Rounding   float32 products, added in float32 in runs of 128 along the depth; the runs are added in float64.
+// Computes   moments: sums += column sums of x, products += x^T x, for each matrix x of a batch;
+//            forms: (row i of a) g (row i of b)^T for each i, for each g of a batch.
+// Requires   dense arrays that do not overlap, depth below 2^31; `products` symmetric. x is [batch, rows, columns], or
+//            [rows, columns, batch] with `batch_innermost`, as depthwise layers have it; a and b are
+//            [batch, rows, size], g is [batch, size, size].
+// Rounding   float32 sums and products, added in float32 in runs of 128 along the depth; the runs are added in float64.
+//            forms multiplies a g by b in float64, and adds up blocks of 32 columns, then the blocks.
 // NaN        propagates to the sums it takes part in.
 // Order      each element is summed along the depth, first to last, run by run: the same bits on every instruction
 //            set and number of threads. Rows added by one call or by several, in multiples of 128, give the same too.
-// Threads    panels of columns; scratch is on the stack, 20 KiB.
+// Threads    matrices, and panels of their columns.
 #pragma once
 
 #include <cstdint>
@@ -17,8 +21,10 @@
 namespace detent {
 
 struct ProductsTable {
-  void (*gram)(const float* x, int64_t rows, int64_t columns, double* out);
-  void (*multiply)(const float* a, const float* b, int64_t rows, int64_t depth, int64_t columns, double* out);
+  void (*moments)(const float* x, bool batch_innermost, int64_t batch, int64_t rows, int64_t columns, double* sums,
+                  double* products);
+  void (*forms)(const float* a, const float* g, const float* b, int64_t batch, int64_t rows, int64_t size,
+                double* out);
 };
 
 DETENT_KERNEL_TABLE(ProductsTable, products_table);

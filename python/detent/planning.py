@@ -17,7 +17,8 @@ from detent.corrections import correct_analytically, correct_gains, correct_sequ
 from detent.edit import Rule, resolve_changes, resolve_rules
 from detent.errors import ConfigError
 from detent.graph import Graph
-from detent.graph.placement import Placement, bias_input, correctable_layers, place
+from detent.graph.biases import bias_input, correctable_layers
+from detent.graph.placement import Placement, place
 from detent.graph.policy import place_as_asked
 from detent.quantized import assemble
 from detent.records.choices import Choices
@@ -231,6 +232,7 @@ def _decide(
             graph,
             placement,
             stats,
+            moments,
             activations,
             weights,
             kernels=config.bias_correction != "none",
@@ -265,7 +267,8 @@ def _settle_kernels(
     """The kernels' entries after all that follows the search by the weights alone, with notes."""
     pinned = choices.pinned_weights
     # Where biases are corrected they take back the means; kernels then answer for the deviations only.
-    central = config.bias_correction != "none"
+    corrected = correctable_layers(graph, placement) if config.bias_correction != "none" else ()
+    central = [layer for layer, point in placement.weights.items() if set(point.users) <= set(corrected)]
     weights, notes = suit_outputs(graph, placement, moments, weights, pinned, central=central)
     weights, more = make_room_for_biases(graph, placement, activations, weights, pinned)
     notes += more + notes_on_groups(graph, placement, weights, config.weights_group_size)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -67,13 +69,42 @@ def test_the_mean_of_the_output_is_that_of_the_float_layer(name):
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_means_along_another_axis_are_not_taken():
+@pytest.mark.parametrize(
+    "model",
+    [nn.Sequential(nn.Linear(12, 7)), nn.Sequential(nn.Linear(12, 12), nn.Linear(12, 7))],
+    ids=["network's input", "another layer's output"],
+)
+def test_means_of_tokens_are_those_of_their_last_axis(model):
     torch.manual_seed(1)
-    _, plan = corrected(nn.Sequential(nn.Linear(12, 7)).eval(), torch.randn(64, 12, 12))
-    assert not plan.bias_corrections
-    assert any("no means per channel" in note for note in plan.notes)
-    _, plan = corrected(nn.Sequential(nn.Linear(12, 12), nn.Linear(12, 7)).eval(), torch.randn(64, 12, 12))
-    assert len(plan.bias_corrections) == 1
+    data = torch.randn(64, 12, 12) + torch.arange(12.0)
+    graph, plan = corrected(model.eval(), data)
+    assert len(plan.bias_corrections) == len(model)
+    first = next(iter(plan.bias_corrections))
+    one = replace(plan, bias_corrections={first: plan.bias_corrections[first]})
+    if len(model) == 1:
+        torch.testing.assert_close(means(kernel_only(graph, one), data, 2), means(model, data, 2), rtol=1e-4, atol=1e-4)
+
+
+def test_a_classifier_behind_a_flattened_map_is_corrected():
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 7)).eval()
+    data = torch.rand(64, 3, 4, 4)
+    graph, plan = corrected(model, data)
+    torch.testing.assert_close(means(kernel_only(graph, plan), data), means(model, data), rtol=1e-4, atol=1e-4)
+
+
+def test_moments_serve_where_the_statistics_have_no_means():
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1, groups=2)).eval()
+    data = torch.rand(64, 4, 4, 4)
+    graph = detent.capture(model, data[:2])
+    stats = detent.calibrate(graph, data, progress=False, channels=False)
+    moments = detent.collect_moments(graph, data)
+    options = {"bias_correction": "analytic", "weights_metric": "mse", "gain_correction": "none", **COARSE}
+    plan = detent.plan(graph, stats, moments=moments, **options)
+    wanted = means(model, data)
+    assert (means(kernel_only(graph, replace(plan, bias_corrections={})), data) - wanted).abs().max() > 1e-2
+    torch.testing.assert_close(means(kernel_only(graph, plan), data), wanted, rtol=1e-6, atol=1e-6)
 
 
 def test_a_layer_without_means_is_named():
@@ -84,7 +115,7 @@ def test_a_layer_without_means_is_named():
     stats = detent.calibrate(graph, data, progress=False, channels=False)
     plan = detent.plan(graph, stats, bias_correction="analytic", **COARSE)
     assert not plan.bias_corrections
-    assert sum("no means per channel" in note for note in plan.notes) == 2
+    assert sum("nothing holds the means" in note for note in plan.notes) == 2
 
 
 def test_plans_keep_corrections():
@@ -100,8 +131,6 @@ def test_plans_keep_corrections():
 
 
 def corrected_away(plan):
-    from dataclasses import replace
-
     return replace(plan, bias_corrections={})
 
 

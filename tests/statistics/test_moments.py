@@ -54,21 +54,44 @@ def _parameters(graph: detent.Graph, name: str) -> tuple[torch.Tensor, torch.Ten
     return graph.tensor(layer.weight), graph.tensor(layer.bias), 1, 1
 
 
-def test_the_inner_product_is_the_mean_product_of_outputs(data: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forms_are_mean_products_of_outputs(data: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     graph = detent.capture(network(), data[:2])
-    layer = detent.collect_moments(graph, data)["4"]
+    moments = detent.collect_moments(graph, data)
     random = np.random.default_rng(0)
-    a, b = random.normal(size=(2, 1, 7, 128))
-    matrix = layer.second(central=True)[0, 0]
-    (found,) = layer.inner(a, b, central=True)
+    a, b = random.normal(size=(2, 1, 7, 128)).astype(np.float32)
+    matrix = moments["4"].second(central=True)[0, 0]
+    found = moments.forms(["4"], central=True).of(a, b)
     np.testing.assert_allclose(found[0], np.einsum("ni,ij,nj->n", a[0], matrix, b[0]), rtol=1e-3, atol=1e-3)
     # Cut into blocks, what is between blocks is left out.
     monkeypatch.setattr(module, "_LONGEST_BLOCK", 50)
-    cut = detent.collect_moments(graph, data)["4"]
-    assert cut.products.shape == (1, 3, 43, 43)
+    cut = detent.collect_moments(graph, data)
+    assert cut["4"].products.shape == (1, 3, 43, 43)
     inside = np.equal.outer(np.arange(128) // 43, np.arange(128) // 43)
-    (found,) = cut.inner(a, b, central=True)
+    found = cut.forms(["4"], central=True).of(a, b)
     np.testing.assert_allclose(found[0], np.einsum("ni,ij,nj->n", a[0], matrix * inside, b[0]), rtol=1e-3, atol=1e-3)
+
+
+def test_forms_of_a_kernel_with_several_users_weigh_their_patches(data: torch.Tensor) -> None:
+    class Twice(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = torch.nn.Conv2d(data.shape[1], data.shape[1], 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.conv(self.conv(x).relu())
+
+    torch.manual_seed(0)
+    graph = detent.capture(Twice().eval(), data[:2])
+    moments = detent.collect_moments(graph, data)
+    first, second = moments
+    size = moments[first].sums.shape[-1]
+    row = np.random.default_rng(0).normal(size=(1, 1, size)).astype(np.float32)
+    for central in (False, True):
+        apart = [float(moments.forms([name], central=central).of(row, row)[0, 0]) for name in (first, second)]
+        counts = [moments[name].count for name in (first, second)]
+        together = float(moments.forms([first, second], central=central).of(row, row)[0, 0])
+        assert together == pytest.approx(np.average(apart, weights=counts), rel=1e-4)
+    assert moments.forms([first, "elsewhere"], central=True).of(row, row)[0, 0] == apart[0]
 
 
 def test_the_same_bits_for_any_batches_and_threads(data: torch.Tensor) -> None:

@@ -34,8 +34,8 @@ def losses(graph: detent.Graph, moments: detent.InputMoments, name: str, grid: d
     layer = graph.find(name)
     assert layer.weight is not None
     kernel = graph.tensor(layer.weight).detach().numpy()
-    error = kernel_rows(layer, grid.round(kernel)).astype(np.float64) - kernel_rows(layer, kernel)
-    (found,) = moments[name].inner(error, error, central=False)
+    error = kernel_rows(layer, grid.round(kernel)) - kernel_rows(layer, kernel)
+    found = moments.forms([name], central=False).of(error, error)
     return found.sum(axis=0) if layer.kind == "conv_transposed" else found.reshape(-1)
 
 

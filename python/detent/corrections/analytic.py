@@ -13,12 +13,15 @@ import numpy as np
 import numpy.typing as npt
 
 from detent.graph import Graph, GraphNode
-from detent.graph.placement import Placement, bias_input, correctable_layers
+from detent.graph.biases import bias_input, correctable_layers, has_means_of_inputs
+from detent.graph.patches import kernel_rows
+from detent.graph.placement import Placement
 from detent.graph.roles import argument
 from detent.graph.shifts import COMPENSATED
 from detent.records.correction import BiasCorrection
 from detent.records.grid import Grid
 from detent.records.grid_values import multiplied
+from detent.records.moments import InputMoments
 from detent.records.plan import TensorPlan, grid_of
 from detent.records.statistics import Statistics, TensorStatistics
 
@@ -31,6 +34,7 @@ def correct_analytically(
     graph: Graph,
     placement: Placement,
     statistics: Statistics,
+    moments: InputMoments | None,
     activations: Mapping[str, TensorPlan],
     weights: Mapping[str, TensorPlan],
     *,
@@ -39,12 +43,14 @@ def correct_analytically(
 ) -> tuple[dict[str, BiasCorrection], list[str]]:
     """The correction of every layer with a quantized kernel that is not frozen, and a note for each that has none.
 
-    Zero padding is taken for part of the data: at the border the mean is smaller than assumed.
+    The means per channel of the statistics serve, with zero padding taken for part of the data: at the border the mean
+    is smaller than assumed. Where they are lacking the moments do, which see fewer samples and positions, and padding.
 
     Args:
         graph: the captured network.
         placement: where its grids go.
         statistics: with the per-channel means of the layers' inputs.
+        moments: of the layers' inputs, where they were collected.
         activations: grids of the activations.
         weights: grids of the kernels.
         kernels: correct for the rounding of the kernels.
@@ -56,44 +62,57 @@ def correct_analytically(
         layer, entry = graph.find(name), weights[point.layer]
         if entry.grid is None or entry.frozen:
             continue
-        source = graph.name_of(bias_input(graph, layer))
-        observed = statistics.tensors.get(source)
-        mean = None if observed is None or not _sums_over_channels(graph, layer) else observed.channel_mean
-        if observed is None or mean is None:
-            notes.append(f"{name}: bias not corrected, the statistics hold no means per channel of its input {source}")
-            continue
         assert layer.weight is not None
         kernel = graph.tensor(layer.weight).detach().cpu().contiguous().numpy()
-        codes = entry.grid.round(multiplied(kernel, entry.gain, entry.grid.axis)).astype(np.float64)
-        # What a rewrite added to the input is taken back exactly when the plan is applied.
-        unshifted = np.asarray(mean, np.float64) - layer.node.meta.get(COMPENSATED, 0.0)
-        shift = _moved(layer, codes - kernel, unshifted) if kernels else np.zeros(0)
+        codes = entry.grid.round(multiplied(kernel, entry.gain, entry.grid.axis))
+        shifts = []
+        if kernels:
+            shift = _of_kernel(graph, layer, codes - kernel, statistics, moments)
+            if shift is None:
+                source = graph.name_of(bias_input(graph, layer))
+                notes.append(f"{name}: bias not corrected, nothing holds the means of its input {source}")
+                continue
+            shifts.append(shift)
         value = point.inputs[point.users.index(name)]
         if inputs_from is not None and value is not None and value in statistics:
             moved = _mean_shift(statistics[value], grid_of(activations, value))
             if 100 * abs(moved) >= inputs_from * abs(statistics[value].mean):
-                of_inputs = _moved(layer, codes, np.full(len(mean), moved))
-                shift = of_inputs if not kernels else shift + of_inputs
-        if len(shift):
-            corrections[name] = BiasCorrection(shift=(-shift).astype(np.float32), method="analytic")
+                shifts.append(_moved(layer, codes, np.full(_inputs(layer, kernel), moved)))
+        if shifts:
+            corrections[name] = BiasCorrection(shift=-np.sum(shifts, axis=0).astype(np.float32), method="analytic")
     return corrections, notes
 
 
-def _sums_over_channels(graph: Graph, layer: GraphNode) -> bool:
-    """Whether the axis the kernel sums over is the one that the input's statistics call channels."""
-    name = graph.name_of(bias_input(graph, layer))
-    source = graph.find(name) if name in graph else None
-    if source is None or source.shape is None or layer.weight is None:
-        return False
-    spatial = 0 if layer.kind == "linear" else graph.tensor(layer.weight).dim() - 2
-    return source.channel_axis == len(source.shape) - spatial - 1
+def _of_kernel(
+    graph: Graph,
+    layer: GraphNode,
+    error: npt.NDArray[np.float32],
+    statistics: Statistics,
+    moments: InputMoments | None,
+) -> Vector | None:
+    """How far the mean of a layer's output moves by an error of its kernel: float64 `[C_out]`, None if unknown."""
+    observed = statistics.tensors.get(graph.name_of(bias_input(graph, layer)))
+    mean = None if observed is None or not has_means_of_inputs(graph, layer) else observed.channel_mean
+    if mean is not None:
+        # What a rewrite added to the input is taken back exactly when the plan is applied.
+        return _moved(layer, error, np.asarray(mean, np.float64) - layer.node.meta.get(COMPENSATED, 0.0))
+    if moments is not None and layer.name in moments:
+        return moments[layer.name].mean_of(kernel_rows(layer, error)).reshape(-1)
+    return None
 
 
-def _moved(layer: GraphNode, kernel: npt.NDArray[np.float64], mean: Vector) -> Vector:
+def _inputs(layer: GraphNode, kernel: npt.NDArray[np.float32]) -> int:
+    """Channels of a layer's input."""
+    inputs = kernel.shape[0] if layer.kind == "conv_transposed" else kernel.shape[1] * layer.groups
+    return int(inputs)
+
+
+def _moved(layer: GraphNode, kernel: npt.NDArray[np.float32], mean: Vector) -> Vector:
     """Mean of the layer's output, without bias, for an input that is `mean` `[C_in]` everywhere: float64 `[C_out]`."""
+    wide = kernel.astype(np.float64)
     if layer.kind == "linear":
-        return np.asarray(kernel @ mean)
-    taps = kernel.reshape(*kernel.shape[:2], -1).sum(axis=2)
+        return np.asarray(wide @ mean)
+    taps = wide.reshape(*kernel.shape[:2], -1).sum(axis=2)
     if layer.kind == "conv":
         # [C_out, C_in / groups]; output channels of a group are neighbours, and so are its input channels.
         split = taps.reshape(layer.groups, -1, taps.shape[1])

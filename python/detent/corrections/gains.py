@@ -12,7 +12,7 @@ matrix G, for a row w and its rounded form q:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Final, Literal
 
@@ -25,7 +25,7 @@ from detent.graph.placement import Placement, WeightPoint
 from detent.graph.tensors import read_tensor
 from detent.records.grid import Grid
 from detent.records.grid_values import scaled
-from detent.records.moments import InputMoments, LayerMoments
+from detent.records.moments import InputMoments
 from detent.records.plan import TensorPlan
 
 __all__ = ["GainRule", "correct_gains"]
@@ -45,7 +45,7 @@ def correct_gains(
     weights: Mapping[str, TensorPlan],
     rules: Mapping[str, GainRule | Literal["none"]],
     *,
-    central: bool,
+    central: Collection[str],
 ) -> tuple[dict[str, TensorPlan], list[str]]:
     """The kernel entries with gains, and notes on those that have none though they should.
 
@@ -55,7 +55,7 @@ def correct_gains(
         moments: of the layers' inputs; None corrects nothing.
         weights: grids of the kernels; the limits of a grid are multiplied by its gains.
         rules: how the gains of a layer's kernel are chosen, layers left out have none.
-        central: the means are corrected through biases, so only deviations from them count.
+        central: layers whose means are corrected through biases, so that only deviations from them count.
     """
     corrected = dict(weights)
     lacking, powers = [], []
@@ -65,10 +65,10 @@ def correct_gains(
             continue
         if moments is None or layer not in moments:
             lacking.append(layer)
-        elif entry.grid.kind == "power_of_two":
+        elif entry.grid.keeps_powers_of_two:
             powers.append(layer)
         else:
-            gains = _gains(graph, placement.weights[layer], entry.grid, moments[layer], rule, central)
+            gains = _gains(graph, placement.weights[layer], entry.grid, moments, rule, layer in central)
             corrected[layer] = replace(entry, grid=scaled(entry.grid, gains), gain=gains.astype(np.float32))
     notes = [f"without moments of their inputs, kernels of {', '.join(lacking)} have no gains"] if lacking else []
     if powers:
@@ -77,19 +77,16 @@ def correct_gains(
 
 
 def _gains(
-    graph: Graph, point: WeightPoint, grid: Grid, moments: LayerMoments, rule: GainRule, central: bool
+    graph: Graph, point: WeightPoint, grid: Grid, moments: InputMoments, rule: GainRule, central: bool
 ) -> Vector:
     """The gain of each channel of the grid, or of the whole kernel if it has one step."""
     node = graph.find(point.layer)
     kernel = read_tensor(graph.module, point.parameter).detach().contiguous().numpy()
-    float_rows, codes_rows = (kernel_rows(node, k).astype(np.float64) for k in (kernel, grid.round(kernel)))
-    own, cross = moments.inner(codes_rows, codes_rows, float_rows, central=central)
-    if rule == "least_squares":
-        above = cross
-    else:
-        (above,) = moments.inner(float_rows, float_rows, central=central)
+    wanted, rounded = (kernel_rows(node, k) for k in (kernel, grid.round(kernel)))
+    forms = moments.forms(point.users, central=central)
+    pairs = (rounded if rule == "least_squares" else wanted, wanted), (rounded, rounded)
     # What shares a step shares a gain.
-    above, below = (sum_by_step(node, part, one_step=grid.axis is None) for part in (above, own))
+    above, below = (sum_by_step(node, forms.of(a, b), one_step=grid.axis is None) for a, b in pairs)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = above / below
         gains = ratio if rule == "least_squares" else np.sqrt(ratio)

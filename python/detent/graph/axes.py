@@ -11,7 +11,7 @@ from torch import fx
 from detent.graph.roles import OpRole, argument, argument_names, first_argument, op_name, role_of
 from detent.graph.shapes import concrete_shape, concrete_size, is_tensor, value_of
 
-__all__ = ["channel_axes"]
+__all__ = ["channel_axes", "summed_axis"]
 
 
 def channel_axes(graph: fx.Graph, batch: Mapping[fx.Node, int]) -> dict[fx.Node, int | None]:
@@ -30,13 +30,24 @@ def channel_axes(graph: fx.Graph, batch: Mapping[fx.Node, int]) -> dict[fx.Node,
         role = role_of(node)
         axis: int | None
         if node.op == "placeholder":
-            axis = 1 if rank > 1 else None
+            axis = summed_axis(node) or (1 if rank > 1 else None)
         elif role is None:
             axis = None
         else:
             axis = _channel_axis(node, role, rank, axes)
         axes[node] = None if axis is None or axis >= rank or axis == batch.get(node) else axis
     return axes
+
+
+def summed_axis(value: fx.Node) -> int | None:
+    """The axis that all kernels reading a value sum over; None if none reads it, or if they disagree."""
+    rank, found = len(_shape(value) or ()), set()
+    for user in value.users:
+        role = role_of(user)
+        if role is not None and role.kind in ("conv", "conv_transposed", "linear") and first_argument(user) is value:
+            spatial = 0 if role.kind == "linear" else len(concrete_shape(argument(user, "weight"))) - 2
+            found.add(rank - spatial - 1)
+    return found.pop() if len(found) == 1 else None
 
 
 def _channel_axis(node: fx.Node, role: OpRole, rank: int, axes: dict[fx.Node, int | None]) -> int | None:

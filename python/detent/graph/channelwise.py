@@ -17,7 +17,7 @@ from torch import fx
 from detent.graph.graph import GraphNode
 from detent.graph.roles import op_name
 
-__all__ = ["obstacle_to_channels", "per_bias_entry", "steps_of_outputs"]
+__all__ = ["obstacle_to_channels", "steps_of_outputs"]
 
 _APART: Final = frozenset(
     {"activation", "elementwise", "add", "sub", "mul", "div", "maximum", "minimum", "pool", "resize", "pad", "cat"}
@@ -89,12 +89,3 @@ def steps_of_outputs(steps: npt.NDArray[np.float32], channels: int) -> npt.NDArr
         channels: outputs of the layer; those of one input channel are neighbours.
     """
     return steps if len(steps) == 1 else np.repeat(steps, channels // len(steps))
-
-
-def per_bias_entry(steps: npt.NDArray[np.float32], channels: int) -> npt.NDArray[np.float32]:
-    """Kernel steps `[1]` or one for each of a bias' `channels` entries.
-
-    The kernel of a grouped transposed convolution, `[C_in, C_out / groups, ...]`, holds the channels of one group only:
-    its steps serve every group.
-    """
-    return steps if len(steps) == 1 else np.tile(steps, channels // len(steps))

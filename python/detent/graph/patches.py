@@ -45,8 +45,8 @@ def sum_by_step(layer: GraphNode, of_rows: npt.NDArray[np.float64], *, one_step:
     Args:
         layer: the layer.
         of_rows: a number for each row, `[..., groups, C_out / groups]`.
-        one_step: the whole kernel has one step; otherwise each channel of the kernel has its own, which the same channel
-            of every group of a transposed convolution shares.
+        one_step: the whole kernel has one step; otherwise each channel of the kernel has its own, which the same
+            channel of every group of a transposed convolution shares.
 
     Returns:
         `[..., channels]`, or `[..., 1]` for one step.
@@ -86,6 +86,8 @@ class Windows:
     def at(self, positions: npt.NDArray[np.int64]) -> Array:
         """The patches at some output positions of every sample, float32 `[groups, samples x positions, d]`.
 
+        In C order; those of depthwise layers are a view with the groups innermost in memory, as values have them.
+
         Args:
             positions: indices below `positions`, the output's spatial axes flattened.
         """
@@ -97,6 +99,8 @@ class Windows:
             taken.mul_(torch.from_numpy(places >= 0).reshape(-1, 1))
         samples, _, channels = taken.shape
         groups = self._layer.groups
+        if groups == channels:
+            return taken.reshape(samples * len(positions), -1, channels).permute(2, 0, 1).numpy()
         split = taken.reshape(samples, *places.shape, groups, channels // groups).permute(3, 0, 1, 4, 2)
         return split.reshape(groups, samples * len(positions), -1).contiguous().numpy()
 

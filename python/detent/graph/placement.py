@@ -16,9 +16,9 @@ from detent.graph.channelwise import obstacle_to_channels
 from detent.graph.graph import Graph, GraphNode
 from detent.graph.names import PREPARES, RANGE
 from detent.graph.patterns import fused_groups
-from detent.graph.roles import OpRole, argument
+from detent.graph.roles import OpRole
 from detent.graph.shapes import is_float, is_tensor
-from detent.graph.shifts import FILL, SHIFT, UNSIGNED
+from detent.graph.shifts import SHIFT, UNSIGNED
 from detent.targets import ActivationRule, OpRule, Target, WeightRule
 
 __all__ = [
@@ -26,8 +26,6 @@ __all__ = [
     "Placement",
     "WeightPoint",
     "WidthLimit",
-    "bias_input",
-    "correctable_layers",
     "first_misfit",
     "place",
 ]
@@ -376,29 +374,6 @@ def first_misfit(placement: Placement, bits_of: Callable[[str], int | None]) -> 
             reason = ", the width of its output" if limit.widths == "output" else ""
             return limit, f"{', '.join(map(str, sorted(widths)))} bits{reason}"
     return None
-
-
-def correctable_layers(graph: Graph, placement: Placement) -> dict[str, WeightPoint]:
-    """The operations with a quantized kernel whose bias can be changed, in execution order, with their kernels."""
-    found = {}
-    for point in placement.weights.values():
-        for user in map(graph.find, point.users):
-            if user.kind in ("conv", "conv_transposed", "linear"):
-                computed = user.bias is None and argument(user.node, "bias") is not None
-                if not computed and user.channel_axis is not None:
-                    found[user.name] = point
-    return {node.name: found[node.name] for node in graph.nodes() if node.name in found}
-
-
-def bias_input(graph: Graph, layer: GraphNode) -> fx.Node:
-    """The value whose means tell how a layer's bias is to be corrected: what it reads, without padding.
-
-    Padding that a rewrite took out of the operator is no more part of the data than it was inside.
-    """
-    value = layer.data[0]
-    while FILL in value.meta:
-        value = graph.find(graph.name_of(value)).data[0]
-    return value
 
 
 def place(graph: Graph, target: Target) -> Placement:

@@ -13,7 +13,8 @@ from torch import fx
 import detent.graph.operators  # noqa: F401  (registers torch.ops.detent)
 from detent.errors import ConfigError
 from detent.graph import Graph, GraphNode
-from detent.graph.channelwise import per_bias_entry, steps_of_outputs
+from detent.graph.biases import per_bias_entry
+from detent.graph.channelwise import steps_of_outputs
 from detent.graph.placement import WeightPoint, place
 from detent.graph.roles import argument, argument_names
 from detent.graph.shifts import COMPENSATED, FILL

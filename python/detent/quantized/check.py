@@ -9,7 +9,8 @@ import numpy as np
 from detent._registry import unknown_name
 from detent.errors import ConfigError
 from detent.graph import Graph
-from detent.graph.placement import ActivationPoint, Placement, WeightPoint, correctable_layers, first_misfit
+from detent.graph.biases import correctable_layers
+from detent.graph.placement import ActivationPoint, Placement, WeightPoint, first_misfit
 from detent.graph.shapes import concrete_shape
 from detent.records.grid import LUT_STEPS, FloatVector, Grid
 from detent.records.plan import QuantPlan, TensorPlan

@@ -210,6 +210,13 @@ class Grid:
         """
         return self.group_size is None
 
+    @property
+    def keeps_powers_of_two(self) -> bool:
+        """Whether its thresholds are powers of two and have to stay so; with a codebook, whether they are."""
+        if self.threshold is None or self.kind == "symmetric":
+            return False
+        return bool(np.all(np.frexp(self.threshold)[0] == 0.5))
+
     def round(self, values: FloatVector) -> FloatVector:
         """The values of the grid nearest to float32 `values`, whose axes are those of the tensor it is for."""
         if self.table is not None:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from detent.records.grid import Grid
 
-__all__ = ["multiplied", "scaled"]
+__all__ = ["multiplied", "round_scaled", "scaled"]
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -42,3 +42,30 @@ def scaled(grid: Grid, factors: npt.ArrayLike) -> Grid:
     assert grid.lower is not None
     assert grid.upper is not None
     return replace(grid, lower=times(grid.lower), upper=times(grid.upper))
+
+
+def round_scaled(grid: Grid, values: FloatArray, factors: npt.NDArray[np.float64]) -> FloatArray:
+    """Values rounded on a grid with its limits multiplied, for several sets of factors at once.
+
+    Args:
+        grid: any grid.
+        values: float32, of the tensor the grid is for.
+        factors: `[sets, channels]`, or `[sets, 1]` for a grid without channels; see `scaled`.
+
+    Returns:
+        float32 `[sets, *values.shape]`.
+    """
+    sets, channels = factors.shape
+    first = values[None] if grid.axis is None else np.moveaxis(values, grid.axis, 0)
+    # One grid whose channels are those of all sets.
+    wide = replace(
+        grid,
+        axis=0,
+        threshold=None if grid.threshold is None else np.tile(grid.threshold, sets),
+        lower=None if grid.lower is None else np.tile(grid.lower, sets),
+        upper=None if grid.upper is None else np.tile(grid.upper, sets),
+        table=grid.table if grid.table is None or grid.table.ndim == 1 else np.tile(grid.table, (sets, 1)),
+    )
+    every = np.broadcast_to(first, (sets, *first.shape)).reshape(sets * channels, *first.shape[1:])
+    rounded = scaled(wide, factors.reshape(-1)).round(every).reshape(sets, *first.shape)
+    return rounded[:, 0] if grid.axis is None else np.moveaxis(rounded, 1, grid.axis + 1)

@@ -7,7 +7,7 @@ lose. GPTQ and OBQ use the same matrix (Frantar et al. 2022, arXiv:2208.11580, s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,17 +16,18 @@ import numpy as np
 import numpy.typing as npt
 
 from detent.errors import FormatError
-from detent.kernels.products import multiply
+from detent.kernels.products import forms
 from detent.records.files import write_atomically
 from detent.records.tensor_file import read_tensor_file, tensor_file
 
-__all__ = ["InputMoments", "LayerMoments"]
+__all__ = ["Forms", "InputMoments", "LayerMoments"]
 
 _FORMAT: Final = "detent.moments"
 _VERSION: Final = 1
 _REMEDY: Final = "collect the moments again with detent.collect_moments"
 
 Array = npt.NDArray[np.float64]
+FloatArray = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -53,36 +54,52 @@ class LayerMoments:
     def second(self, *, central: bool) -> Array:
         """Mean outer product of the patches, or their covariance if `central`: `[groups, blocks, size, size]`."""
         raw = self.products / self.count
-        if not central:
-            return raw
-        mean = self.sums / self.count
-        return np.asarray(raw - mean[..., :, None] * mean[..., None, :])
+        if central:
+            mean = self.sums / self.count
+            raw -= mean[..., :, None] * mean[..., None, :]
+        return raw
 
-    def inner(self, a: Array, *others: Array, central: bool) -> list[Array]:
-        """The mean over patches x of (a x)(b x), for each row of `a` and the same row of each other array b.
-
-        The products a G are computed in float32 as `detent.kernels.products.multiply` does, the rest in float64.
+    def mean_of(self, rows: FloatArray) -> Array:
+        """The mean of each row's product with the patches, float64 `[groups, n]`.
 
         Args:
-            a: float64 `[groups, n, d]`, errors of kernel rows for instance.
-            others: arrays of the same shape.
-            central: take deviations from the means: covariances instead of products.
-
-        Returns:
-            One array `[groups, n]` for each of `others`.
+            rows: float32 `[groups, n, d]`.
         """
-        blocks = self._blocks(a)
-        matrices = self.second(central=central).astype(np.float32)
-        through = np.empty(blocks.shape)
-        for place in np.ndindex(blocks.shape[:2]):
-            through[place] = multiply(blocks[place].astype(np.float32), matrices[place])
-        return [np.asarray((through * self._blocks(other)).sum(axis=(1, 3))) for other in others]
+        mean = self.sums / self.count
+        return np.asarray((_blocks(rows, mean.shape) * mean[:, :, None]).sum(axis=(1, 3)))
 
-    def _blocks(self, rows: Array) -> Array:
-        """Rows `[groups, n, d]` cut as the patches are: `[groups, blocks, n, size]`, C order."""
-        groups, blocks, size = self.sums.shape
-        padded = np.pad(rows, [(0, 0), (0, 0), (0, blocks * size - rows.shape[2])])
-        return np.ascontiguousarray(padded.reshape(groups, rows.shape[1], blocks, size).transpose(0, 2, 1, 3))
+
+@dataclass(frozen=True, eq=False)
+class Forms:
+    """The mean of (a x)(b x) over patches x, for kernel rows a and b.
+
+    Args:
+        second: float32 `[groups, blocks, size, size]`, second moments of the patches, or covariances.
+    """
+
+    second: FloatArray
+
+    def of(self, a: FloatArray, b: FloatArray) -> Array:
+        """The form of each row of `a` and the same row of `b`, float64 `[groups, n]`.
+
+        Args:
+            a: float32 `[groups, n, d]`, errors of kernel rows for instance.
+            b: of the same shape.
+        """
+        shape = self.second.shape[:3]
+        one = _blocks(a, shape)
+        other = one if b is a else _blocks(b, shape)
+        flat = (-1, *one.shape[2:])
+        found = forms(one.reshape(flat), self.second.reshape(-1, *self.second.shape[2:]), other.reshape(flat))
+        return np.asarray(found.reshape(one.shape[:3]).sum(axis=1))
+
+
+def _blocks(rows: FloatArray, shape: tuple[int, ...]) -> FloatArray:
+    """Rows `[groups, n, d]` cut as the patches are: `[groups, blocks, n, size]`, C order."""
+    groups, blocks, size = shape
+    lacking = blocks * size - rows.shape[2]
+    padded = np.pad(rows, [(0, 0), (0, 0), (0, lacking)]) if lacking else rows
+    return np.ascontiguousarray(padded.reshape(groups, rows.shape[1], blocks, size).transpose(0, 2, 1, 3))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -110,6 +127,22 @@ class InputMoments(Mapping[str, LayerMoments]):
 
     def __repr__(self) -> str:
         return f"InputMoments({len(self.layers)} layers, {self.samples} samples)"
+
+    def forms(self, layers: Sequence[str], *, central: bool) -> Forms:
+        """Mean products of what two rows of a kernel make of the patches of all its users.
+
+        Args:
+            layers: the users; those with patches of another form than the first one's are left out.
+            central: take deviations from each layer's means: covariances instead of products.
+
+        Raises:
+            KeyError: the moments do not have the first layer.
+        """
+        shape = self[layers[0]].products.shape
+        used = [self[name] for name in layers if name in self and self[name].products.shape == shape]
+        total = sum(layer.count for layer in used)
+        second = sum(layer.second(central=central) * (layer.count / total) for layer in used)
+        return Forms(np.asarray(second, np.float32))
 
     def to_bytes(self) -> bytes:
         """The file's content, the same bytes for the same moments."""

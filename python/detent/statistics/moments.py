@@ -13,7 +13,7 @@ from detent.graph import Graph, GraphNode
 from detent.graph.executor import Executor
 from detent.graph.patches import Windows, has_rows
 from detent.graph.shifts import COMPENSATED
-from detent.kernels.products import gram
+from detent.kernels.products import moments
 from detent.records.moments import InputMoments, LayerMoments
 from detent.statistics.data import Data
 from detent.statistics.samples import first_samples
@@ -97,16 +97,21 @@ class _Tally:
         patches = windows.at(np.sort(random.permutation(windows.positions)[:each]))
         if COMPENSATED in self.layer.node.meta:
             patches = patches - self._compensated(patches.shape[-1])
-        if not bool(np.isfinite(patches).all()):
-            raise CalibrationError("the input of the layer holds NaN or infinity", where=self.layer.name)
         self.count += patches.shape[1]
         blocks, size = self._sums.shape[1:]
+        if blocks == 1:
+            moments(patches, sums=self._sums[:, 0], products=self._products[:, 0])
+        else:
+            self._add_blocks(patches, blocks, size)
+        if not bool(np.isfinite(self._sums).all()):
+            raise CalibrationError("the input of the layer holds NaN or infinity", where=self.layer.name)
+
+    def _add_blocks(self, patches: npt.NDArray[np.float32], blocks: int, size: int) -> None:
         lacking = blocks * size - patches.shape[2]
-        full = np.pad(patches, [(0, 0), (0, 0), (0, lacking)]) if lacking else patches
+        full = np.pad(patches, [(0, 0), (0, 0), (0, lacking)])
         for group, block in np.ndindex(self._sums.shape[:2]):
-            part = np.ascontiguousarray(full[group, :, block * size : (block + 1) * size])
-            gram(part, out=self._products[group, block])
-        self._sums += full.sum(axis=1, dtype=np.float64).reshape(self._sums.shape)
+            part = np.ascontiguousarray(full[group : group + 1, :, block * size : (block + 1) * size])
+            moments(part, sums=self._sums[group, block : block + 1], products=self._products[group, block : block + 1])
 
     def _compensated(self, length: int) -> npt.NDArray[np.float32]:
         """What a rewrite added to the patches, element by element: it is taken back when the plan is applied."""

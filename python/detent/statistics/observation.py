@@ -11,6 +11,7 @@ from torch import fx
 from detent._registry import unknown_name
 from detent.errors import CalibrationError, ConfigError
 from detent.graph import BatchLayout, Graph, GraphNode
+from detent.graph.axes import summed_axis
 from detent.graph.patches import has_rows
 
 __all__ = ["Observation", "observed_values"]
@@ -108,7 +109,8 @@ def _observation(value: GraphNode, *, constant: bool) -> Observation:
     layout = value.batch
     if constant or (layout is not None and (layout.outer is None or not layout.rows)):
         layout = None
-    channel = value.channel_axis
+    # Where channels were merged with other axes, the means of what a kernel sums over still serve its bias.
+    channel = value.channel_axis if value.channel_axis is not None else summed_axis(value.node)
     if channel is not None:
         if layout is None or channel < layout.axis:
             channel += 1

@@ -19,8 +19,8 @@ from detent.graph.patches import kernel_rows, sum_by_step
 from detent.graph.placement import Placement, WeightPoint
 from detent.graph.tensors import read_tensor
 from detent.records.grid import Grid
-from detent.records.grid_values import scaled
-from detent.records.moments import InputMoments, LayerMoments
+from detent.records.grid_values import round_scaled, scaled
+from detent.records.moments import InputMoments
 from detent.records.plan import TensorPlan
 
 __all__ = ["suit_outputs"]
@@ -31,6 +31,8 @@ _FINE: Final = 1.05 ** (np.array([-3, -2, -1, 1, 2, 3]) / 4)
 """Factors tried around the best of them, up to the next coarse one."""
 _POWERS: Final = np.array([0.25, 0.5, 2.0, 4.0])
 """Factors for thresholds that must stay powers of two."""
+_MOST_ELEMENTS: Final = 1 << 22
+"""Rounded kernel elements held at once."""
 
 Vector = npt.NDArray[np.float64]
 
@@ -42,12 +44,12 @@ def suit_outputs(
     weights: Mapping[str, TensorPlan],
     pinned: Collection[str] = (),
     *,
-    central: bool,
+    central: Collection[str],
 ) -> tuple[dict[str, TensorPlan], list[str]]:
     """The kernel entries with limits that suit the layers' outputs, and a note for each kernel left as it is.
 
     Only entries whose metric is `"output"` are searched; kernels of the layers in `pinned` stay as they are. A kernel
-    with several users is judged by the first one's inputs.
+    with several users is judged by the inputs of all.
 
     Args:
         graph: the captured network.
@@ -56,7 +58,7 @@ def suit_outputs(
         weights: grids found by squared error of the weights; no channel ends with more error at the output than with
             these.
         pinned: layers whose kernels are not touched.
-        central: the means are corrected through biases, so only deviations from them count.
+        central: layers whose means are corrected through biases, so that only deviations from them count.
     """
     suited, lacking = dict(weights), []
     for layer, point in placement.weights.items():
@@ -68,14 +70,14 @@ def suit_outputs(
             suited[layer] = replace(weights[layer], metric="mse")
             continue
         channels = 1 if grid.axis is None else read_tensor(graph.module, point.parameter).shape[grid.axis]
-        grid, error = _search(_loss(graph, point, grid, moments[layer], central), grid, channels)
+        grid, error = _search(_loss(graph, point, grid, moments, layer in central), grid, channels)
         suited[layer] = replace(weights[layer], grid=grid, error=error, metric="output")
     notes = [f"without moments of their inputs, thresholds of {', '.join(lacking)} suit the weights only"]
     return suited, notes if lacking else []
 
 
 def _loss(
-    graph: Graph, point: WeightPoint, grid: Grid, moments: LayerMoments, central: bool
+    graph: Graph, point: WeightPoint, grid: Grid, moments: InputMoments, central: bool
 ) -> Callable[[Vector], Vector]:
     """A function that tells the mean squared error at the layer's output for multiples of the grid's limits.
 
@@ -83,13 +85,17 @@ def _loss(
     """
     node = graph.find(point.layer)
     kernel = read_tensor(graph.module, point.parameter).detach().contiguous().numpy()
-    wanted = kernel_rows(node, kernel).astype(np.float64)
+    wanted = kernel_rows(node, kernel)
+    forms = moments.forms(point.users, central=central)
 
     def loss(factors: Vector) -> Vector:
-        errors = [kernel_rows(node, scaled(grid, row).round(kernel)) - wanted for row in factors]
-        stacked = np.concatenate(errors, axis=1)
-        (off,) = moments.inner(stacked, stacked, central=central)
-        by_candidate = off.reshape(len(wanted), len(factors), -1).transpose(1, 0, 2)
+        at_once = max(1, _MOST_ELEMENTS // kernel.size)
+        return np.concatenate([part(factors[i : i + at_once]) for i in range(0, len(factors), at_once)])
+
+    def part(factors: Vector) -> Vector:
+        rounded = round_scaled(grid, kernel, factors)
+        errors = np.concatenate([kernel_rows(node, each) - wanted for each in rounded], axis=1)
+        by_candidate = forms.of(errors, errors).reshape(len(wanted), len(factors), -1).transpose(1, 0, 2)
         # What shares limits is judged together.
         return sum_by_step(node, by_candidate, one_step=grid.axis is None)
 
@@ -106,7 +112,7 @@ def _search(loss: Callable[[Vector], Vector], grid: Grid, channels: int) -> tupl
             better = errors < least
             least[better], best[better] = errors[better], row[better]
 
-    if grid.kind == "power_of_two":
+    if grid.keeps_powers_of_two:
         consider(np.repeat(_POWERS[:, None], channels, axis=1))
     else:
         consider(np.repeat(_COARSE[:, None], channels, axis=1))

@@ -117,10 +117,7 @@ def _ratio(layer: GraphNode, before: Grid, after: Grid) -> Vector:
 
 def _movable(grid: Grid) -> bool:
     """Whether the thresholds may be any number, and each channel has one step."""
-    if grid.threshold is None or not grid.has_bias_step:
-        return False
-    powers = bool(np.all(np.frexp(grid.threshold)[0] == 0.5))
-    return grid.kind == "symmetric" or (grid.kind == "lut" and not powers)
+    return grid.threshold is not None and grid.has_bias_step and not grid.keeps_powers_of_two
 
 
 def _with_steps(grid: Grid, steps: Vector) -> Grid:
