@@ -1,9 +1,12 @@
 """What each rewrite and correction wins back, alone and together: top-1, seconds and passes over the calibration data.
 
-    python benchmarks/corrections.py [--data FOLDER] [--networks ...] [--samples 512] [--images 5000]
+    python benchmarks/corrections.py [--data FOLDER] [--networks ...] [--samples 512] [--images 5000] [--part accuracy]
 
-The target is `imx500` with 4-bit activations added, and once more with symmetric thresholds for them; all layers, first
-and last included, have the width named. Rounding is to nearest. Rows go to `benchmarks/results/corrections.json`.
+The target is `imx500` with 4-bit activations added, and once more with symmetric and with uniform ones; all layers, first
+and last included, have the width named. Rounding is to nearest. The cost is that of kernels of 4 and activations of 8
+bits, without the export of the model by torch, against the bare forward pass over the calibration images in the same
+run. Rows go to `benchmarks/results/corrections.json`; top-1 and costs can be measured apart, since the former may share
+the machine.
 """
 
 from __future__ import annotations
@@ -11,21 +14,22 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import detent
-from harness import write_network
+from harness import time_in_turns, write_network, written
 from networks import NETWORKS, add_data_option, load_zoo
 
 WIDTHS = ((8, 8), (4, 8), (4, 4))
 """Bits of kernels and of activations."""
 
-KINDS = (("power_of_two", WIDTHS), ("symmetric", ((4, 4),)))
+KINDS = {"power_of_two": WIDTHS, "symmetric": ((4, 4),), "uniform": ((4, 4),)}
 """Kinds of activation grids, and the widths measured with them: at 4 bits powers of two are far apart."""
+PLAIN_KIND = "power_of_two"
 
 PLAIN = {
     "linear_collapsing": False,
@@ -51,13 +55,29 @@ LEVERS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "defaults + cross-layer": {"equalization": "cross_layer"},
     "defaults + cross-layer + sequential": {"equalization": "cross_layer", "bias_correction": "sequential"},
+    "all of them": {
+        "relu_bound_to_power_of_2": True,
+        "equalization": "cross_layer",
+        "bias_absorption": True,
+        "activation_bias_correction": True,
+    },
+    "all of them + sequential": {
+        "relu_bound_to_power_of_2": True,
+        "equalization": "cross_layer",
+        "bias_absorption": True,
+        "activation_bias_correction": True,
+        "bias_correction": "sequential",
+    },
+    "defaults, codebooks": {"weights_grid": "lut"},
+    "defaults, codebooks per channel": {"weights_grid": "lut", "codebook_scope": "channel"},
 }
 
 
 def target_with(kind: str) -> dict[str, Any]:
     """`imx500` with activations of a kind of grid, in 8 and 4 bits."""
-    activations = {"kind": kind, "bits": [8, 4], "signed": None}
+    activations = {"kind": kind, "bits": [8, 4], "signed": False if kind == "uniform" else None}
     # What imx500 says about the widths of single operations is taken back; its kernels have 8 and 4 bits among others.
+    kernels = {"kind": "symmetric", "bits": [8, 4, 2], "codebook_bits": [4], "codebooks_per_channel": True}
     own = {"activations": activations, "input_bits": None}
     return {
         "schema_version": 1,
@@ -67,7 +87,10 @@ def target_with(kind: str) -> dict[str, Any]:
         "description": f"imx500 with {kind} activations of 8 and 4 bits.",
         "sources": [],
         "defaults": {"weights": None, "bias_bits": None, **own},
-        "ops": dict.fromkeys(detent.load_target("imx500").ops, own),
+        "ops": {
+            **dict.fromkeys(detent.load_target("imx500").ops, own),
+            **{op: {**own, "weights": kernels} for op in ("conv", "conv_transposed", "linear")},
+        },
     }
 
 
@@ -81,46 +104,82 @@ def passes_of(choices: dict[str, Any], samples: int) -> float:
     return round(config.rewrites_by_statistics + min(read, 3 * samples) / samples, 2)
 
 
-def measure(zoo: Any, network: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """All rows of one network."""
+def column_of(kind: str, kernels: int, activations: int) -> str:
+    """Name of a column of the table."""
+    return f"w{kernels}a{activations}" + ("" if kind == PLAIN_KIND else f"_{kind}")
+
+
+def accuracy(
+    zoo: Any, network: str, names: list[str], folder: Path, options: argparse.Namespace
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Points of top-1 lost with each lever."""
     model = zoo.load(network)
     x, y = (part[: options.images] for part in zoo.images("test"))
     float_top1 = zoo.accuracy(model, x, y)
     print(f"{network}: float {float_top1:.2f}")
     batches = zoo.calibration(options.samples, 64)
-    with torch.inference_mode():
-        start = time.perf_counter()
-        for batch in batches:
-            model(batch)
-        forward_s = time.perf_counter() - start
-    rows = []
-    for name, choices in LEVERS.items():
-        row: dict[str, Any] = {"lever": name, "extra_passes": passes_of(choices, options.samples)}
-        for kind, widths in KINDS:
+    program, rows = exported(model, batches), []
+    for name in names:
+        row: dict[str, Any] = {"lever": name, "extra_passes": passes_of(LEVERS[name], options.samples)}
+        for kind, widths in KINDS.items():
             for kernels, activations in widths:
-                start = time.perf_counter()
+                if "codebooks" in name and kernels == 8:  # codebooks have 7 bits at most
+                    continue
                 qmodel = detent.quantize(
-                    model,
+                    program,
                     batches,
                     target=folder / f"{kind}.json",
                     weights_bits=kernels,
                     activation_bits=activations,
                     progress=False,
-                    **choices,
+                    **LEVERS[name],
                 )
-                if kind == KINDS[0][0]:
-                    row["quantize_seconds"] = round(time.perf_counter() - start, 2)
-                column = f"w{kernels}a{activations}" + ("" if kind == KINDS[0][0] else f"_{kind}")
-                row[column] = round(float_top1 - zoo.accuracy(qmodel, x, y), 2)
+                row[column_of(kind, kernels, activations)] = round(float_top1 - zoo.accuracy(qmodel, x, y), 2)
         rows.append(row)
         print("  " + "  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
-    return {
-        "float_top1": round(float_top1, 2),
-        "images": len(y),
-        "calibration_samples": options.samples,
-        "forward_seconds": round(forward_s, 2),
-        "rows": rows,
-    }
+    return {"float_top1": round(float_top1, 2), "images": len(y), "calibration_samples": options.samples}, rows
+
+
+def costs(
+    zoo: Any, network: str, names: list[str], folder: Path, options: argparse.Namespace
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Seconds of each lever, and as multiples of the bare forward pass."""
+    model, batches = zoo.load(network), zoo.calibration(options.samples, 64)
+    program = exported(model, batches)
+
+    def forward() -> None:
+        with torch.inference_mode():
+            for batch in batches:
+                model(batch)
+
+    def quantize(name: str) -> Callable[[], object]:
+        choices = {"target": folder / f"{PLAIN_KIND}.json", "weights_bits": 4, "activation_bits": 8, **LEVERS[name]}
+        return lambda: detent.quantize(program, batches, progress=False, **choices)
+
+    times = time_in_turns({"forward": forward, **{name: quantize(name) for name in names}}, rounds=3)
+    rows = [
+        {"lever": name, "seconds": round(times[name], 2), "times_forward": round(times[name] / times["forward"], 2)}
+        for name in names
+    ]
+    for row in rows:
+        print("  " + "  ".join(f"{key} {value}" for key, value in row.items()))
+    return {"forward_seconds": round(times["forward"], 2), "calibration_samples": options.samples}, rows
+
+
+PARTS = {"accuracy": accuracy, "costs": costs}
+
+
+def exported(model: torch.nn.Module, batches: list[torch.Tensor]) -> torch.export.ExportedProgram:
+    """The model as a program for any number of samples."""
+    return torch.export.export(model, (batches[0][:2],), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+
+
+def merged(before: dict[str, Any], facts: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The table of a network with what was measured now in place of what was there."""
+    known = {row["lever"]: row for row in before.get("rows", ())}
+    for row in rows:
+        known[row["lever"]] = {**known.get(row["lever"], {}), **row}
+    return {**before, **facts, "rows": [known[name] for name in LEVERS if name in known]}
 
 
 def main() -> None:
@@ -128,18 +187,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add_data_option(parser)
     parser.add_argument("--networks", nargs="+", default=NETWORKS)
+    parser.add_argument("--levers", nargs="+", default=list(LEVERS), choices=list(LEVERS), metavar="LEVER")
+    parser.add_argument("--part", choices=[*PARTS, "both"], default="both")
     parser.add_argument("--samples", type=int, default=512)
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--no-write", action="store_true", help="print only")
     options = parser.parse_args()
     zoo = load_zoo(options.data)
     with tempfile.TemporaryDirectory() as folder:
-        for kind, _ in KINDS:
+        for kind in KINDS:
             (Path(folder) / f"{kind}.json").write_text(json.dumps(target_with(kind)), encoding="utf-8")
         for network in options.networks:
-            found = measure(zoo, network, Path(folder), options)
-            if not options.no_write:
-                write_network("corrections", network, found)
+            for part in PARTS if options.part == "both" else [options.part]:
+                facts, rows = PARTS[part](zoo, network, options.levers, Path(folder), options)
+                if not options.no_write:
+                    before = written("corrections").get(network, {})
+                    write_network("corrections", network, merged(before, facts, rows))
 
 
 if __name__ == "__main__":

@@ -141,10 +141,15 @@ def _cpu_model() -> str:
 
 def write_network(file: str, network: str, found: Mapping[str, Any]) -> None:
     """Put the table of one network into `results/<file>.json`: an interruption loses one table at most."""
+    results = {"machine": machine(), "networks": dict(sorted({**written(file), network: found}.items()))}
+    (RESULTS / f"{file}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+def written(file: str) -> dict[str, Any]:
+    """The tables of the networks in `results/<file>.json`."""
     path = RESULTS / f"{file}.json"
-    written = json.loads(path.read_text(encoding="utf-8"))["networks"] if path.exists() else {}
-    results = {"machine": machine(), "networks": dict(sorted({**written, network: found}.items()))}
-    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    networks: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["networks"] if path.exists() else {}
+    return networks
 
 
 def write_section(file: str, section: str, rows: Sequence[Row]) -> Path:

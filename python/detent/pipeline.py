@@ -226,8 +226,10 @@ def quantize(
     channels = settings.corrects_by_statistics or settings.activation_per_channel
     stats = calibrate(graph, data, progress=progress, values=values, channels=channels, moving_maximum=momentum)
     data = data.kept if isinstance(data, Keeping) else data
-    moments = collect_moments(graph, data, samples=settings.moment_samples) if wants_moments else None
+    moments = (
+        collect_moments(graph, data, samples=settings.moment_samples, progress=progress) if wants_moments else None
+    )
     decided = plan(graph, stats, target=target, config=settings, rules=rules, moments=moments)
     if settings.bias_correction == "sequential":
-        decided = correct_biases(graph, decided, data, samples=settings.bias_correction_samples)
+        decided = correct_biases(graph, decided, data, samples=settings.bias_correction_samples, progress=progress)
     return apply(graph, decided)

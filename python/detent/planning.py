@@ -13,7 +13,14 @@ from typing import Any
 
 from detent._arguments import check_plan_is_of, expect, fingerprint_of, reference_of
 from detent.config import QuantizationConfig
-from detent.corrections import correct_analytically, correct_gains, correct_sequentially, corrections_of, output_error
+from detent.corrections import (
+    correct_analytically,
+    correct_gains,
+    correct_sequentially,
+    corrections_of,
+    output_error,
+    outputs_of,
+)
 from detent.edit import Rule, resolve_changes, resolve_rules
 from detent.errors import ConfigError
 from detent.graph import Graph
@@ -27,12 +34,13 @@ from detent.records.moments import InputMoments
 from detent.records.plan import QuantPlan, TensorPlan
 from detent.records.rules import checked_rules
 from detent.records.statistics import Statistics
-from detent.statistics import first_samples
+from detent.statistics import first_samples, progress_bar
 from detent.targets import Target, load_target
 from detent.thresholds import (
     avoid_ties,
     make_room_for_biases,
     notes_on_groups,
+    refuse_unoffered,
     search_grids,
     suit_outputs,
     width_of_kernel,
@@ -102,7 +110,7 @@ def reads_moments(
 ) -> bool:
     """Whether `plan` makes use of moments of the layers' inputs: an option asks for them, or a kernel has few bits.
 
-    Also refuses rules that `plan` could not carry out, so that a mistake does not cost a calibration.
+    Also refuses rules and widths that `plan` could not carry out, so that a mistake does not cost a calibration.
 
     Raises:
         ConfigError: as `plan`; the error names the rule as written, the layer and what is allowed.
@@ -110,9 +118,11 @@ def reads_moments(
     chip = load_target(target)
     placement = place_as_asked(graph, chip, config)
     choices = resolve_rules(graph, placement, chip, config, checked_rules(rules))
+    refuse_unoffered(graph, placement, chip, config, choices)
     if config.requires_moments:
         return True
-    widths = [width_of_kernel(point, choices.of_weights(layer), config) for layer, point in placement.weights.items()]
+    points = placement.weights.items()
+    widths = [width_of_kernel(point, choices.of_weights(layer), config, chip) for layer, point in points]
     return any(
         config.metric_of_kernel(bits) == "output" or config.gain_of_kernel(bits) != "none"
         for bits in widths
@@ -171,7 +181,7 @@ def values_to_observe(
     return tuple(dict.fromkeys(needed))
 
 
-def correct_biases(graph: Graph, plan: QuantPlan, data: Any, *, samples: int = 256) -> QuantPlan:
+def correct_biases(graph: Graph, plan: QuantPlan, data: Any, *, samples: int = 256, progress: bool = True) -> QuantPlan:
     """A plan whose biases make up for quantization, layer by layer behind quantized and corrected predecessors.
 
     Runs the float and the quantized network once over the samples, with the corrections that the plan has, and adds to
@@ -184,6 +194,7 @@ def correct_biases(graph: Graph, plan: QuantPlan, data: Any, *, samples: int = 2
         plan: made for it.
         data: calibration batches in any form `calibrate` takes.
         samples: how many of them to use, from the beginning.
+        progress: show a progress bar, if the error output is a terminal.
 
     Raises:
         CalibrationError: there are fewer than two samples, or they do not fit the model.
@@ -198,11 +209,13 @@ def correct_biases(graph: Graph, plan: QuantPlan, data: Any, *, samples: int = 2
     ]
     before = assemble(graph, plan).graph_module
     held_out = max(1, len(batches) // 4)
-    found, notes = correct_sequentially(graph, before, layers, batches, held_out)
-    added = {name: one.added_to(plan.bias_corrections.get(name)) for name, one in found.items()}
-    corrected = replace(plan, bias_corrections={**plan.bias_corrections, **added})
+    with progress_bar("correcting biases", "layers", len(layers), wanted=progress) as show:
+        found = correct_sequentially(graph, before, layers, batches, held_out, show)
+    added = {name: one.added_to(plan.bias_corrections.get(name)) for name, one in found.corrections.items()}
+    corrected, notes = replace(plan, bias_corrections={**plan.bias_corrections, **added}), found.notes
+    # Assembled anew, since biases are rounded to codes there.
     after = assemble(graph, corrected).graph_module
-    without, with_ = (output_error(graph.module, module, batches[-held_out:]) for module in (before, after))
+    without, with_ = (output_error(found.wanted, outputs_of(one, batches[-held_out:])) for one in (before, after))
     if not with_ < without:
         corrected = plan
         notes = [

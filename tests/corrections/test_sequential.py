@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import detent
-from detent.corrections import output_error
+from detent.corrections import correct_sequentially, output_error, outputs_of
 from detent.corrections.sequential import _judge
 from detent.errors import CalibrationError
 
@@ -91,7 +91,7 @@ def test_what_does_not_help_the_network_is_left_out_and_noted(model, data, monke
 
     def worse_after(*args):
         errors.append(output_error(*args))
-        return errors[-1] if len(errors) == 1 else errors[0]
+        return errors[-1] if len(errors) == 1 else errors[0]  # no better than without
 
     monkeypatch.setattr("detent.planning.output_error", worse_after)
     corrected = detent.correct_biases(graph, plan, data)
@@ -106,9 +106,20 @@ def test_the_error_of_the_outputs_is_relative_to_their_energy(model, data):
     with torch.no_grad():
         wanted, found = model(data).double(), detent.apply(graph, plan)(data).double()
     expected = float((wanted - found).square().sum() / wanted.square().sum())
-    module = detent.apply(graph, plan).graph_module
-    assert output_error(graph.module, module, [[part] for part in data.split(64)]) == pytest.approx(expected, rel=1e-3)
-    assert output_error(graph.module, graph.module, [[data]]) == 0
+    module, batches = detent.apply(graph, plan).graph_module, [[part] for part in data.split(64)]
+    ours, theirs = (outputs_of(one, batches) for one in (graph.module, module))
+    assert output_error(ours, theirs) == pytest.approx(expected, rel=1e-3)
+    assert output_error(ours, ours) == 0
+
+
+def test_the_outputs_of_the_float_network_come_with_its_walk(model, data):
+    graph = detent.capture(model, data[:2])
+    plan = detent.plan(graph, detent.calibrate(graph, data, progress=False), target="imx500", weights_bits=2)
+    batches = [[part] for part in data.split(64)]
+    found = correct_sequentially(graph, detent.apply(graph, plan).graph_module, list(plan.weights), batches, 1)
+    wanted = outputs_of(graph.module, batches[-1:])
+    assert list(found.wanted) == list(wanted) == [0]
+    assert torch.equal(found.wanted[0][0], wanted[0][0])
 
 
 def test_a_layer_that_does_not_gain_is_left_out_and_named(model, data, monkeypatch):

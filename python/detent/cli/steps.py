@@ -98,10 +98,12 @@ def quantize_to_folder(
             raise KeyboardInterrupt(f"no file was left half-written{kept}") from None
         statistics.save(out / "statistics.safetensors")
     with _step(console, "plan"):
-        moments = detent.collect_moments(graph, data, samples=config.moment_samples) if wants_moments else None
+        shown, moments = console.is_terminal, None
+        if wants_moments:
+            moments = detent.collect_moments(graph, data, samples=config.moment_samples, progress=shown)
         plan = detent.plan(graph, statistics, target=target, config=config, rules=asked, moments=moments)
         if config.bias_correction == "sequential":
-            plan = detent.correct_biases(graph, plan, data, samples=config.bias_correction_samples)
+            plan = detent.correct_biases(graph, plan, data, samples=config.bias_correction_samples, progress=shown)
         plan.save(out / "plan.json")
         quantized = detent.apply(graph, plan)
     quantized.summary(console)

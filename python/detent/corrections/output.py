@@ -6,34 +6,32 @@ have cancelled an error elsewhere (a shortcut beside it, a clipped activation be
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
 from detent.graph.executor import Executor
+from detent.graph.names import NAME
 
-__all__ = ["output_error"]
+__all__ = ["Batches", "Outputs", "output_error", "outputs_of", "walk"]
 
 Batches = Sequence[Sequence[torch.Tensor]]
+Outputs = dict[int, list[torch.Tensor]]
+"""The floating-point outputs that depend on the inputs, by their place, batch by batch."""
 
 
-def output_error(wanted: fx.GraphModule, found: fx.GraphModule, batches: Batches) -> float:
+def output_error(wanted: Outputs, found: Outputs) -> float:
     """Squared distance of the outputs of two networks, relative to the first's energy, averaged over the outputs.
 
     Args:
-        wanted: the float network.
-        found: the quantized one, with the same outputs.
-        batches: inputs of both.
-
-    Raises:
-        CalibrationError: an operator failed; names the layer.
+        wanted: of the float network.
+        found: of the quantized one, on the same inputs.
     """
-    ours, theirs = _outputs(wanted, batches), _outputs(found, batches)
     ratios = []
-    for index, values in ours.items():
-        pairs = list(zip(values, theirs.get(index, ()), strict=False))
+    for index, values in wanted.items():
+        pairs = list(zip(values, found.get(index, ()), strict=False))
         energy = sum(float(value.square().sum(dtype=torch.float64)) for value, _ in pairs)
         lost = sum(float((value - other).square().sum(dtype=torch.float64)) for value, other in pairs)
         if energy > 0:
@@ -41,15 +39,60 @@ def output_error(wanted: fx.GraphModule, found: fx.GraphModule, batches: Batches
     return sum(ratios) / len(ratios) if ratios else 0.0
 
 
-def _outputs(module: fx.GraphModule, batches: Batches) -> dict[int, list[torch.Tensor]]:
-    """The floating-point outputs that depend on the inputs, by their place, batch by batch."""
+def outputs_of(module: fx.GraphModule, batches: Batches) -> Outputs:
+    """What a network returns for the batches.
+
+    Raises:
+        CalibrationError: an operator failed; names the layer.
+    """
+    outputs: Outputs = {}
+    for _ in walk(module, (), batches, outputs, held_out=len(batches)):
+        pass
+    return outputs
+
+
+def walk(
+    module: fx.GraphModule,
+    layers: Sequence[fx.Node],
+    batches: Batches,
+    outputs: Outputs | None = None,
+    *,
+    held_out: int = 0,
+) -> Iterator[tuple[int, list[torch.Tensor]]]:
+    """Run a network over all batches together, operator by operator, and stop at each of some layers.
+
+    Args:
+        module: the network.
+        layers: where to stop.
+        batches: its inputs.
+        outputs: receives what it returns for the last batches; None if nobody needs it.
+        held_out: how many these are.
+
+    Yields:
+        The place of a layer in the list, and its output for each batch, which may be changed in place.
+
+    Raises:
+        CalibrationError: an operator failed; names the layer.
+    """
+    places = _outputs(module) if outputs is not None else {}
+    watched = list(dict.fromkeys([*layers, *places]))
+    executor = Executor(module, watched, lambda node: str(node.meta.get(NAME, node.name)))
+    for index, values in executor.walk(batches):
+        if index < len(layers):
+            yield index, values
+        last = values[len(values) - held_out :]
+        if all(isinstance(value, torch.Tensor) and value.is_floating_point() for value in last):
+            for place in places.get(watched[index], ()):
+                assert outputs is not None
+                # Operators behind it may write into a value that is also returned.
+                outputs[place] = [value.clone() for value in last]
+
+
+def _outputs(module: fx.GraphModule) -> dict[fx.Node, list[int]]:
+    """The nodes whose values a network returns, with their places."""
     (output,) = (node for node in module.graph.nodes if node.op == "output")
-    leaves = [leaf for leaf in pytree.tree_leaves(output.args[0]) if isinstance(leaf, fx.Node)]
-    watched = list(dict.fromkeys(leaves))
-    executor = Executor(module, watched, lambda node: str(node.name))
-    seen = {watched[index]: values for index, values in executor.walk(batches)}
-    return {
-        place: seen[leaf]
-        for place, leaf in enumerate(leaves)
-        if leaf in seen and all(isinstance(value, torch.Tensor) and value.is_floating_point() for value in seen[leaf])
-    }
+    places: dict[fx.Node, list[int]] = {}
+    for place, leaf in enumerate(pytree.tree_leaves(output.args[0])):
+        if isinstance(leaf, fx.Node):
+            places.setdefault(leaf, []).append(place)
+    return places

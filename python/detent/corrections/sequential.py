@@ -9,34 +9,53 @@ to float is not applied.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import fx
 
+from detent.corrections.output import Batches, Outputs, walk
 from detent.errors import CalibrationError
 from detent.graph import Graph
-from detent.graph.executor import Executor
 from detent.records.correction import BiasCorrection
 
-__all__ = ["correct_sequentially"]
+__all__ = ["Sequential", "correct_sequentially"]
 
-Batches = Sequence[Sequence[torch.Tensor]]
+
+@dataclass(frozen=True, kw_only=True)
+class Sequential:
+    """What was found.
+
+    Args:
+        corrections: by layer, of those that gain by one.
+        notes: the others are named here.
+        wanted: outputs of the float network for the batches held out.
+    """
+
+    corrections: dict[str, BiasCorrection]
+    notes: list[str]
+    wanted: Outputs
 
 
 def correct_sequentially(
-    graph: Graph, quantized: fx.GraphModule, layers: Sequence[str], batches: Batches, held_out: int
-) -> tuple[dict[str, BiasCorrection], list[str]]:
-    """The correction of each layer that gains by one, and a note that names the others.
+    graph: Graph,
+    quantized: fx.GraphModule,
+    layers: Sequence[str],
+    batches: Batches,
+    held_out: int,
+    show: Callable[[int], None] = lambda done: None,
+) -> Sequential:
+    """The correction of each layer that gains by one.
 
     Args:
         graph: the float network.
-        quantized: the same network on the grids of its plan, without corrections; its values keep their names.
+        quantized: the same network on the grids of its plan; its values keep their names.
         layers: names of the operations whose bias can be changed, in execution order.
         batches: inputs of both networks.
         held_out: how many batches at the end judge instead of being corrected for.
+        show: told how many layers are done.
 
     Raises:
         CalibrationError: there are no batches to correct for, or none to judge by.
@@ -46,24 +65,26 @@ def correct_sequentially(
             f"{len(batches)} batches cannot be split into some to correct for and {held_out} to judge by",
             remedy="give at least two batches of samples, or use analytic bias correction",
         )
-    nodes = {node.name: node for node in graph.nodes()}
-    floats = Executor(graph.module, [nodes[name].node for name in layers], graph.name_of)
-    theirs = Executor(quantized, _layers_of(graph, quantized, layers), lambda node: str(node.name))
-    corrections: dict[str, BiasCorrection] = {}
+    nodes = [graph.find(name) for name in layers]
+    found = Sequential(corrections={}, notes=[], wanted={})
+    floats = walk(graph.module, [node.node for node in nodes], batches, found.wanted, held_out=held_out)
+    theirs = walk(quantized, _layers_of(graph, quantized, layers), batches)
     worse = []
-    for (index, wanted), (_, found) in zip(floats.walk(batches), theirs.walk(batches), strict=True):
-        axis = nodes[layers[index]].channel_axis
+    for done, ((index, ours), (_, values)) in enumerate(zip(floats, theirs, strict=True), 1):
+        axis = nodes[index].channel_axis
         assert axis is not None
         with torch.inference_mode():
-            judged = _judge(wanted, found, axis, held_out)
-            for value in found if judged.better else ():
+            judged = _judge(ours, values, axis, held_out)
+            for value in values if judged.better else ():
                 value.add_(_along(judged.shift, value, axis))
         if judged.better:
-            corrections[layers[index]] = BiasCorrection(shift=judged.shift.numpy(), method="sequential")
+            found.corrections[layers[index]] = BiasCorrection(shift=judged.shift.numpy(), method="sequential")
         else:
             worse.append(layers[index])
-    notes = [f"bias correction made {', '.join(worse)} no better on held-out samples and was left out"] if worse else []
-    return corrections, notes
+        show(done)
+    if worse:
+        found.notes.append(f"bias correction made {', '.join(worse)} no better on held-out samples and was left out")
+    return found
 
 
 @dataclass(frozen=True)
@@ -88,7 +109,7 @@ def _judge(wanted: list[torch.Tensor], found: list[torch.Tensor], axis: int, hel
     for ours, theirs in zip(wanted[split:], found[split:], strict=True):
         difference = ours - theirs
         before += float(difference.square().sum(dtype=torch.float64))
-        after += float((difference - _along(shift, difference, axis)).square().sum(dtype=torch.float64))
+        after += float(difference.sub_(_along(shift, difference, axis)).square_().sum(dtype=torch.float64))
     return _Judged(shift, bool(np.isfinite(after)) and after < before)
 
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from detent.errors import CalibrationError, ConfigError, FormatError
 from detent.graph import Graph
@@ -24,6 +20,7 @@ from detent.statistics.diagnosis import check_weights, describe_node, nonfinite_
 from detent.statistics.inputs import note
 from detent.statistics.moving import MovingMaxima
 from detent.statistics.observation import observed_values
+from detent.statistics.progress import progress_bar
 from detent.statistics.workers import Counted, Job, Workers, worker_count
 
 __all__ = ["calibrate"]
@@ -85,7 +82,7 @@ def calibrate(
     path, own = None if resume is None else Path(resume), moving_maximum is not None and not comes_whole(data)
     run = _Run(graph, batch_size, (values, channels), path, save_every, notes, moving_maximum, own)
     queue = SampleQueue(checked_batches(data, graph, notes), graph.inputs)
-    with _progress_bar(progress, expected_samples(data, graph)) as show:
+    with progress_bar("calibrating", "samples", expected_samples(data, graph), wanted=progress) as show:
         run.skip_counted(queue)
         run.count_rest(queue, show)
     return run.statistics()
@@ -280,17 +277,3 @@ class _Run:
         if self._path is None:
             return f"calibration stopped after {samples} samples; give `resume` a path to be able to continue"
         return f"calibration stopped after {samples} samples; the same call with resume={str(self._path)!r} continues"
-
-
-@contextmanager
-def _progress_bar(wanted: bool, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Shows the number of samples counted, on a terminal."""
-    console = Console(stderr=True)
-    if not wanted or not console.is_terminal:
-        yield lambda samples: None
-        return
-    count, left = MofNCompleteColumn(), TimeRemainingColumn()
-    columns = (TextColumn("calibrating"), BarColumn(), count, TextColumn("samples"), left)
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("calibrating", total=total)
-        yield lambda samples: bar.update(task, completed=samples)

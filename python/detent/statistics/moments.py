@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -10,24 +11,31 @@ import torch
 
 from detent.errors import CalibrationError
 from detent.graph import Graph, GraphNode
-from detent.graph.executor import Executor
+from detent.graph.executor import Executor, Observer
 from detent.graph.patches import Windows, has_rows
 from detent.graph.shifts import COMPENSATED
 from detent.kernels.products import moments
 from detent.records.moments import InputMoments, LayerMoments
+from detent.statistics.batches import Batch
 from detent.statistics.data import Data
+from detent.statistics.progress import progress_bar
 from detent.statistics.samples import first_samples
+from detent.statistics.workers import sharing_cores
 
 __all__ = ["collect_moments"]
 
 _LONGEST_BLOCK: Final = 1152
 """Longest part of a patch with one matrix of products: 128 channels of a 3 x 3 kernel, 10 MB."""
-_PATCHES_PER_ELEMENT: Final = 8
+_PATCHES_PER_ELEMENT: Final = 4
 """Patches seen for each element of a patch: enough for the matrix to have full rank with room to spare."""
 _LEAST_PATCHES: Final = 1024
+_SIDES: Final = 2
+"""Sums added up apart, from every other batch, and then together: the same bits, however many threads there are."""
 
 
-def collect_moments(graph: Graph, data: Data, *, samples: int = 256, seed: int = 0) -> InputMoments:
+def collect_moments(
+    graph: Graph, data: Data, *, samples: int = 256, seed: int = 0, progress: bool = True
+) -> InputMoments:
     """Run the network over the first samples and add up the outer products of patches of every layer's input.
 
     Each layer sees patches at random positions, as many as its matrix needs, so that the cost stays below that of the
@@ -38,29 +46,34 @@ def collect_moments(graph: Graph, data: Data, *, samples: int = 256, seed: int =
         data: calibration batches in any form `detent.calibrate` takes.
         samples: how many of them to use, from the beginning.
         seed: of the positions.
+        progress: show a progress bar, if the error output is a terminal.
 
     Raises:
         CalibrationError: the data are empty or do not fit the model, or a layer's input is not finite.
     """
-    layers = [node for node in graph.nodes() if has_rows(node)]
     batches = first_samples(graph, data, samples, parts=4)
-    tallies = [_Tally(graph, layer) for layer in layers]
+    sizes = [_samples(batch, graph) for batch in batches]
+    layers = [node for node in graph.nodes() if has_rows(node)]
     sources = list(dict.fromkeys(layer.data[0] for layer in layers))
-    executor = Executor(graph.module, sources, graph.name_of)
-    readers = [[(i, tally) for i, tally in enumerate(tallies) if tally.layer.data[0] is s] for s in sources]
-    for number, batch in enumerate(batches):
-
-        def add(index: int, value: torch.Tensor, number: int = number) -> None:
-            for place, tally in readers[index]:
-                # Each layer and batch draws its own positions, whatever else is collected.
-                tally.add(value, len(batches), np.random.default_rng([seed, place, number]))
-
-        executor.run(batch, add)
-        if number == 0:
-            executor.show_constants(add)
-    seen = sum(_samples(batch, graph) for batch in batches)
-    found = {tally.layer.name: tally.moments() for tally in tallies if tally.count}
-    return InputMoments(found, seen, graph.fingerprint())
+    run = _Run(Executor(graph.module, sources, graph.name_of), batches, sizes, seed)
+    sides = [[_Tally(graph, layer, sources.index(layer.data[0])) for layer in layers] for _ in range(_SIDES)]
+    run.executor.show_constants(run.observer(sides[0], 0))
+    with (
+        progress_bar("collecting moments", "samples", sum(sizes), wanted=progress) as run.show,
+        sharing_cores(min(_SIDES, torch.get_num_threads()), "detent-moments") as pool,
+    ):
+        tasks = [pool.submit(run.add, side, number) for number, side in enumerate(sides)]
+        try:
+            for task in tasks:
+                task.result()
+        finally:
+            run.stopped = True
+    first, *others = sides
+    for side in others:
+        for tally, other in zip(first, side, strict=True):
+            tally.merge(other)
+    found = {tally.layer.name: tally.moments() for tally in first if tally.count}
+    return InputMoments(found, sum(sizes), graph.fingerprint())
 
 
 def _samples(batch: list[torch.Tensor], graph: Graph) -> int:
@@ -72,13 +85,47 @@ def _samples(batch: list[torch.Tensor], graph: Graph) -> int:
     return int(sizes[0]) if sizes else 1
 
 
-class _Tally:
-    """The sums of one layer."""
+class _Run:
+    """The pass over the batches, whose sides run at the same time where there are cores for it."""
 
-    def __init__(self, graph: Graph, layer: GraphNode) -> None:
+    def __init__(self, executor: Executor, batches: list[Batch], sizes: list[int], seed: int) -> None:
+        self.executor = executor
+        self.stopped = False
+        self.show: Callable[[int], None] = lambda done: None
+        self._batches = batches
+        self._sizes = sizes
+        self._seed = seed
+        self._seen: list[int] = []
+
+    def add(self, side: list[_Tally], first: int) -> None:
+        """Count the batches of one side: every `_SIDES`th from the first."""
+        for number in range(first, len(self._batches), _SIDES):
+            if self.stopped:
+                return
+            self.executor.run(self._batches[number], self.observer(side, number))
+            self._seen.append(self._sizes[number])
+            self.show(sum(self._seen))
+
+    def observer(self, side: list[_Tally], number: int) -> Observer:
+        """What counts the values of a batch as they appear."""
+
+        def observe(source: int, value: torch.Tensor) -> None:
+            for place, tally in enumerate(side):
+                if tally.source == source:
+                    # Each layer and batch draws its own positions, whatever else is collected.
+                    tally.add(value, len(self._batches), np.random.default_rng([self._seed, place, number]))
+
+        return observe
+
+
+class _Tally:
+    """The sums of one layer, whose input is the value of that number among the sources."""
+
+    def __init__(self, graph: Graph, layer: GraphNode, source: int) -> None:
         assert layer.weight is not None
         kernel = graph.tensor(layer.weight)
         self.layer = layer
+        self.source = source
         self.count = 0
         self._kernel_shape = tuple(kernel.shape)
         outputs = kernel.shape[0] if layer.kind != "conv_transposed" else kernel.shape[1] * layer.groups
@@ -119,6 +166,12 @@ class _Tally:
         channels = self.layer.groups * length // taps
         amount = np.broadcast_to(self.layer.node.meta[COMPENSATED], channels).reshape(self.layer.groups, 1, -1)
         return np.repeat(amount, taps, axis=2).astype(np.float32)
+
+    def merge(self, other: _Tally) -> None:
+        """Add what another side has seen."""
+        self.count += other.count
+        self._sums += other._sums
+        self._products += other._products
 
     def moments(self) -> LayerMoments:
         """What was seen."""

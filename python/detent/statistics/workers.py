@@ -7,12 +7,13 @@ others, and its result cannot depend on how torch would have split it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Lock
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 
@@ -20,10 +21,27 @@ from detent.kernels.threads import limit_threads, num_threads
 from detent.statistics.batches import Batch
 from detent.statistics.collector import Collector
 
-__all__ = ["Counted", "Job", "Workers", "worker_count"]
+__all__ = ["Counted", "Job", "Workers", "sharing_cores", "worker_count"]
 
 _SIDE_BY_SIDE: Final = 4
 """Batches alive at once, at most: each holds its activations in memory. Further cores work inside a batch."""
+
+
+@contextmanager
+def sharing_cores(size: int, name: str) -> Iterator[ThreadPoolExecutor]:
+    """Threads that share torch's and the kernels' threads among them. Leaving waits for the tasks that have begun."""
+    threads = torch.get_num_threads()
+
+    def share() -> None:
+        torch.set_num_threads(max(1, threads // size))
+        limit_threads(max(1, num_threads() // size))
+
+    pool = ThreadPoolExecutor(size, name, initializer=share)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True)
@@ -72,25 +90,24 @@ class Workers:
         start: Counted,
         show: Callable[[int], None],
     ) -> None:
-        self._threads = torch.get_num_threads()
         self._size = len(collectors)
         self._idle: SimpleQueue[Collector] = SimpleQueue()
         for collector in collectors:
             self._idle.put(collector)
         self._count = count
         self._show = show
-        self._pool = ThreadPoolExecutor(self._size, "detent-calibrate", initializer=self._share_cores)
+        self._sharing = sharing_cores(self._size, "detent-calibrate")
         self._pending: deque[Future[None]] = deque()
         self._lock = Lock()
         self._counted = start
         self._failed = False
 
     def __enter__(self) -> Workers:
+        self._pool = self._sharing.__enter__()
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        torch.set_num_threads(self._threads)
+    def __exit__(self, *error: Any) -> None:
+        self._sharing.__exit__(*error)
 
     @property
     def counted(self) -> Counted:
@@ -137,10 +154,6 @@ class Workers:
             self._idle.put(collector)
         with self._lock:
             self._counted = max(self._counted, Counted(job.before + job.samples, job.digest))
-
-    def _share_cores(self) -> None:
-        torch.set_num_threads(max(1, self._threads // self._size))
-        limit_threads(max(1, num_threads() // self._size))
 
 
 def worker_count() -> int:

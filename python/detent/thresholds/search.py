@@ -32,7 +32,7 @@ from detent.thresholds.channel_limits import narrow_to_channels
 from detent.thresholds.kernel_grids import group_size_of, search_codebook_grid, search_kernel_grid
 from detent.thresholds.moving import clip_at_moving_maximum
 
-__all__ = ["search_activations", "search_grids", "search_weights", "width_of_kernel"]
+__all__ = ["refuse_unoffered", "search_activations", "search_grids", "search_weights", "width_of_kernel"]
 
 _OPEN: Final = Choices()
 """Nothing is asked for any tensor."""
@@ -262,10 +262,7 @@ def _plan_weight(
             remedy="check the checkpoint; a network with such weights cannot be quantized",
         )
     config = _for_kernel(config, choice)
-    kind = _kind_of(config) or point.rule.kind
-    point.rule.require_kind(kind, where=point.layer, target=target.name)
-    what = "codebooks" if kind == "lut" else "weights"
-    bits = point.rule.choose_bits(config.weights_bits, what=what, target=target.name, kind=kind, where=point.layer)
+    kind, bits = _form_of_kernel(point, config, target)
     if choice.limits_by_hand:
         channels = 1 if point.axis is None else weight.shape[point.axis]
         limits = {name: np.broadcast_to(values, channels) for name, values in choice.limits.items()}
@@ -283,14 +280,51 @@ def _plan_weight(
     return TensorPlan(grid=grid, error=error, metric=config.metric_of_kernel(bits), bias_bits=bias_bits)
 
 
-def width_of_kernel(point: WeightPoint, choice: TensorChoice, config: QuantizationConfig) -> int | None:
-    """The code width a kernel will have; None if it stays in float."""
+def refuse_unoffered(
+    graph: Graph, placement: Placement, target: Target, config: QuantizationConfig, choices: Choices
+) -> None:
+    """Refuse widths, kinds of grids and group sizes that a target does not offer, before any data are read.
+
+    Raises:
+        ConfigError: names the layer and what is offered.
+    """
+    for value, activation in placement.activations.items():
+        choice = choices.of_activation(value)
+        if not (choice.keep_float or choice.grid is not None or choice.bits):
+            activation.rule.choose_bits(config.activation_bits, what="activations", target=target.name)
+    for layer, point in placement.weights.items():
+        choice = choices.of_weights(layer)
+        if layer in choices.kept_weights or choice.keep_float or choice.grid is not None:
+            continue
+        wanted = _for_kernel(config, choice)
+        kind, _ = _form_of_kernel(point, wanted, target)
+        if kind != "lut":
+            shape = tuple(read_tensor(graph.module, point.parameter).shape)
+            group_size_of(point, shape, wanted.weights_group_size, target.name)
+        elif wanted.codebook_scope == "channel":
+            point.rule.require_codebook_per_channel(where=layer, target=target.name)
+
+
+def width_of_kernel(point: WeightPoint, choice: TensorChoice, config: QuantizationConfig, target: Target) -> int | None:
+    """The code width a kernel will have; None if it stays in float.
+
+    Raises:
+        ConfigError: the target does not offer the requested grid or width.
+    """
     if choice.keep_float:
         return None
     if choice.grid is not None:
         return choice.grid.bits
-    wanted = _for_kernel(config, choice)
-    return wanted.weights_bits or point.rule.widths(_kind_of(wanted) or point.rule.kind)[0]
+    return _form_of_kernel(point, _for_kernel(config, choice), target)[1]
+
+
+def _form_of_kernel(point: WeightPoint, config: QuantizationConfig, target: Target) -> tuple[str, int]:
+    """Kind of grid and code width."""
+    kind = _kind_of(config) or point.rule.kind
+    point.rule.require_kind(kind, where=point.layer, target=target.name)
+    what = "codebooks" if kind == "lut" else "weights"
+    bits = point.rule.choose_bits(config.weights_bits, what=what, target=target.name, kind=kind, where=point.layer)
+    return kind, bits
 
 
 def _for_kernel(config: QuantizationConfig, choice: TensorChoice) -> QuantizationConfig:
