@@ -13,6 +13,7 @@ import detent
 from detent.corrections import correct_sequentially, output_error, outputs_of
 from detent.corrections.sequential import _judge
 from detent.errors import CalibrationError
+from detent.graph.clamps import limits_behind
 
 OPTIONS = {"target": "imx500", "weights_bits": 2, "progress": False}
 
@@ -139,17 +140,77 @@ def test_a_layer_that_does_not_gain_is_left_out_and_named(model, data, monkeypat
 
 
 def test_it_adds_to_the_corrections_that_are_there(model, data):
-    graph = detent.capture(model, data[:2])
+    # No ReLU hides elements of the first layer, which has no predecessors either: what is measured in all is the same,
+    # in one step or in two.
+    torch.manual_seed(5)
+    layers = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 5, 1), nn.Flatten()).eval()
+    graph = detent.capture(layers, data[:2])
     stats = detent.calibrate(graph, data, progress=False)
     plan = detent.plan(graph, stats, target="imx500", weights_bits=2, bias_correction="analytic")
-    corrected = detent.correct_biases(graph, plan, data)
-    bare = detent.correct_biases(graph, replace(plan, bias_corrections={}), data)
-    # The first layer has no predecessors: what is measured in all is the same, in one step or in two.
+    batches, shifts = [[part] for part in data.split(64)], []
+    half = replace(plan.bias_corrections["0"], shift=plan.bias_corrections["0"].shift / 2)
+    for start in (replace(plan, bias_corrections={"0": half}), replace(plan, bias_corrections={})):
+        found = correct_sequentially(graph, detent.apply(graph, start).graph_module, list(plan.weights), batches, 1)
+        shifts.append(found.corrections["0"].added_to(start.bias_corrections.get("0")).shift)
     # Biases lie on the accumulator's steps, so the two differ by up to one.
-    step = float((plan.activation_grid("x").scale * plan.weights["first"].grid.scale).max())
-    shifts = [one.bias_corrections["first"].shift for one in (corrected, bare)]
+    step = float((plan.activation_grid("input").scale * plan.weights["0"].grid.scale).max())
+    assert np.abs(shifts[1]).max() > 4 * step
     np.testing.assert_allclose(shifts[0], shifts[1], atol=step)
-    assert error(model, detent.apply(graph, corrected), data) < error(model, detent.apply(graph, plan), data)
+    corrected = detent.correct_biases(graph := detent.capture(model, data[:2]), plan_of(graph, data), data)
+    assert {one.method for one in corrected.bias_corrections.values()} == {"sequential"}
+
+
+def plan_of(graph, data):
+    stats = detent.calibrate(graph, data, progress=False)
+    return detent.plan(graph, stats, target="imx500", weights_bits=2, bias_correction="analytic")
+
+
+def test_only_what_a_relu_lets_through_counts(model, data):
+    random = torch.Generator().manual_seed(1)
+    wanted = [torch.randn(512, 3, generator=random) - 1 for _ in range(2)]
+    limits = torch.tensor(0.0), torch.tensor(float("inf"))
+    # What both networks cut off is off by 5, what is let through by a quarter.
+    found = [torch.where(part < 0, part.clamp(max=-6), part + 0.25) for part in wanted]
+    judged = _judge(wanted, found, 1, 1, limits)
+    torch.testing.assert_close(judged.shift, torch.full((3,), -0.25))
+    assert judged.better
+    blind = _judge(wanted, found, 1, 1)
+    assert float(blind.shift.min()) > 1
+    # A channel that nothing lets through is left alone.
+    dead = _judge([part.clamp(max=0) for part in wanted], [part.clamp(max=-1) for part in wanted], 1, 1, limits)
+    assert torch.equal(dead.shift, torch.zeros(3))
+    assert not dead.better
+
+
+@pytest.mark.parametrize(
+    ("behind", "limits"),
+    [
+        (nn.ReLU(), (0, float("inf"))),
+        (nn.ReLU6(), (0, 6)),
+        (nn.Hardtanh(-2, 3), (-2, 3)),
+        (nn.SiLU(), None),
+        (nn.Identity(), None),
+    ],
+    ids=str,
+)
+def test_limits_behind_a_layer(behind, limits, data):
+    graph = detent.capture(nn.Sequential(nn.Conv2d(3, 4, 1), behind).eval(), data[:2])
+    found = limits_behind(graph, graph.find("0"))
+    assert (None if found is None else tuple(map(float, found))) == limits
+
+
+def test_limits_count_only_where_nothing_else_reads_the_layer(data):
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x):
+            x = self.conv(x)
+            return x.relu() + x
+
+    graph = detent.capture(Both().eval(), data[:2])
+    assert limits_behind(graph, graph.find("conv")) is None
 
 
 @pytest.mark.parametrize(("held_out", "better"), [(1.0, True), (0.6, True), (-1.0, False), (0.4, False)])

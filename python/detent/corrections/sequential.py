@@ -2,9 +2,13 @@
 
 The mean of a layer's quantized output is compared with that of the float network on the same samples, and the
 difference goes into the bias before the next layer is looked at (Nagel et al. 2021, arXiv:2106.08295, section 3.3,
-empirical bias correction). Both networks run operator by operator over all batches at once, so the whole correction
-costs one pass of each. The last batches are held out: a correction that does not bring a layer's output on them closer
-to float is not applied.
+empirical bias correction). Where a ReLU or clamp follows, only elements count that one of the two networks lets
+through: the mean over all of them is mostly about what the ReLU cuts off, and correcting for it moves what it lets
+through away from float.
+
+Both networks run operator by operator over all batches at once, so the whole correction costs one pass of each. The
+last batches are held out: a correction that does not bring a layer's output, as far as it is seen, closer to float on
+them is not applied.
 """
 
 from __future__ import annotations
@@ -18,10 +22,13 @@ from torch import fx
 
 from detent.corrections.output import Batches, Outputs, walk
 from detent.errors import CalibrationError
-from detent.graph import Graph
+from detent.graph import Graph, GraphNode
+from detent.graph.clamps import limits_behind
 from detent.records.correction import BiasCorrection
 
 __all__ = ["Sequential", "correct_sequentially"]
+
+Limits = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +73,7 @@ def correct_sequentially(
             remedy="give at least two batches of samples, or use analytic bias correction",
         )
     nodes = [graph.find(name) for name in layers]
+    limits = [_limits_behind(graph, node) for node in nodes]
     found = Sequential(corrections={}, notes=[], wanted={})
     floats = walk(graph.module, [node.node for node in nodes], batches, found.wanted, held_out=held_out)
     theirs = walk(quantized, _layers_of(graph, quantized, layers), batches)
@@ -74,7 +82,7 @@ def correct_sequentially(
         axis = nodes[index].channel_axis
         assert axis is not None
         with torch.inference_mode():
-            judged = _judge(ours, values, axis, held_out)
+            judged = _judge(ours, values, axis, held_out, limits[index])
             for value in values if judged.better else ():
                 value.add_(_along(judged.shift, value, axis))
         if judged.better:
@@ -87,30 +95,59 @@ def correct_sequentially(
     return found
 
 
+def _limits_behind(graph: Graph, layer: GraphNode) -> Limits | None:
+    known = limits_behind(graph, layer)
+    return None if known is None else (known[0].float(), known[1].float())
+
+
 @dataclass(frozen=True)
 class _Judged:
     shift: torch.Tensor
     better: bool
 
 
-def _judge(wanted: list[torch.Tensor], found: list[torch.Tensor], axis: int, held_out: int) -> _Judged:
-    """The mean difference per channel on the first batches, and whether it helps on the others."""
+def _judge(
+    wanted: list[torch.Tensor], found: list[torch.Tensor], axis: int, held_out: int, limits: Limits | None = None
+) -> _Judged:
+    """The mean difference per channel on the first batches, and whether it helps on the others.
+
+    Args:
+        wanted: the layer's output in the float network, batch by batch.
+        found: in the quantized network.
+        axis: of the channels.
+        held_out: how many batches at the end judge.
+        limits: outside of which nothing sees the output; elements that are outside in both networks do not count.
+    """
     split = len(wanted) - held_out
-    sums, count = None, 0
+    others = [i for i in range(wanted[0].dim()) if i != axis]
+    sums = counts = torch.zeros(wanted[0].shape[axis], dtype=torch.float64)
     for ours, theirs in zip(wanted[:split], found[:split], strict=True):
-        others = [i for i in range(ours.dim()) if i != axis]
+        difference = ours - theirs
+        if limits is None:
+            counts = counts + difference.numel() // difference.shape[axis]
+        else:
+            seen = _inside(ours, limits).logical_or_(_inside(theirs, limits))
+            difference.mul_(seen)
+            counts = counts + seen.sum(dim=others)
         # Per-batch sums in float64: the order of the batches is fixed, so the result is too.
-        part = (ours - theirs).sum(dim=others, dtype=torch.float64)
-        sums = part if sums is None else sums + part
-        count += ours.numel() // ours.shape[axis]
-    assert sums is not None
-    shift = (sums / count).float()
+        sums = sums + difference.sum(dim=others, dtype=torch.float64)
+    shift = (sums / counts.clamp(min=1)).float()
     before = after = 0.0
     for ours, theirs in zip(wanted[split:], found[split:], strict=True):
-        difference = ours - theirs
-        before += float(difference.square().sum(dtype=torch.float64))
-        after += float(difference.sub_(_along(shift, difference, axis)).square_().sum(dtype=torch.float64))
+        before += _distance(ours, theirs, limits)
+        after += _distance(ours, theirs + _along(shift, theirs, axis), limits)
     return _Judged(shift, bool(np.isfinite(after)) and after < before)
+
+
+def _inside(value: torch.Tensor, limits: Limits) -> torch.Tensor:
+    return (value > limits[0]).logical_and_(value < limits[1])
+
+
+def _distance(ours: torch.Tensor, theirs: torch.Tensor, limits: Limits | None) -> float:
+    """Squared distance of what is seen of two values."""
+    if limits is not None:
+        ours, theirs = (value.clamp(*limits) for value in (ours, theirs))
+    return float((ours - theirs).square_().sum(dtype=torch.float64))
 
 
 def _along(shift: torch.Tensor, value: torch.Tensor, axis: int) -> torch.Tensor:

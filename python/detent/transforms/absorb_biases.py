@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 
+from detent.graph.clamps import limits
 from detent.graph.graph import Graph, GraphNode
 from detent.graph.roles import argument, argument_names, op_name
 from detent.records.statistics import Statistics
-from detent.transforms.channel_factors import grouped_kernel, limits, replace_bias, set_limits
+from detent.transforms.channel_factors import grouped_kernel, replace_bias, set_limits
 from detent.transforms.channel_paths import ChannelPath, channel_paths, summarize
 from detent.transforms.edits import FOLDED_NORM, finish
 from detent.transforms.observed import observed_channels, require_statistics_of

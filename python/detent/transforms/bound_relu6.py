@@ -6,8 +6,9 @@ import math
 
 import torch
 
+from detent.graph.clamps import limits
 from detent.graph.graph import Graph
-from detent.transforms.channel_factors import limits, scale_path, set_limits
+from detent.transforms.channel_factors import scale_path, set_limits
 from detent.transforms.channel_paths import ChannelPath, channel_paths, summarize
 from detent.transforms.edits import finish
 

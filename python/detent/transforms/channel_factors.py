@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from math import inf, isinf
+from math import isinf
 
 import torch
 from torch import fx
 
+from detent.graph.clamps import limits
 from detent.graph.graph import Graph, GraphNode
 from detent.graph.names import NAME
-from detent.graph.roles import argument, op_name
+from detent.graph.roles import argument
 from detent.graph.tensors import add_tensor, free_path
 from detent.transforms.channel_paths import ChannelPath, Clamp, read_elsewhere
 from detent.transforms.edits import FOLDED_NORM, parameter_path, read_kernel, store_tensor
@@ -18,7 +19,6 @@ from detent.transforms.edits import FOLDED_NORM, parameter_path, read_kernel, st
 __all__ = [
     "finite",
     "grouped_kernel",
-    "limits",
     "replace_bias",
     "replace_tensor",
     "scale_clamp",
@@ -86,21 +86,6 @@ def scale_path(graph: Graph, path: ChannelPath, factors: torch.Tensor) -> None:
         scale_clamp(graph, clamp, factors)
     for reader in path.readers:
         scale_kernel(graph, reader.layer, inputs=1 / factors, spread=reader.spread)
-
-
-def limits(graph: Graph, item: GraphNode) -> tuple[torch.Tensor, torch.Tensor]:
-    """Lower and upper limit of a clamp as float64, scalars or one per channel; infinite where there is none."""
-    if op_name(item.node) == "relu6":
-        return torch.tensor(0.0).double(), torch.tensor(6.0).double()
-    names = ("min_val", "max_val") if op_name(item.node) == "hardtanh" else ("min", "max")
-    found = []
-    for name, missing in zip(names, (-inf, inf), strict=True):
-        value = argument(item.node, name)
-        if isinstance(value, fx.Node):
-            found.append(graph.tensor(value).detach().double())
-        else:
-            found.append(torch.tensor(missing if value is None else float(value)).double())
-    return found[0], found[1]
 
 
 def scale_clamp(graph: Graph, clamp: Clamp, factors: torch.Tensor) -> None:

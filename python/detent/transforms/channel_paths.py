@@ -10,6 +10,7 @@ from typing import Final
 from torch import fx
 from torch.utils import _pytree as pytree
 
+from detent.graph.clamps import is_clamp
 from detent.graph.graph import Graph, GraphNode
 from detent.graph.roles import argument, argument_names, op_name
 from detent.graph.shapes import concrete_shape
@@ -21,7 +22,6 @@ __all__ = [
     "Clamp",
     "Reader",
     "channel_paths",
-    "is_clamp",
     "layers_of",
     "read_elsewhere",
     "summarize",
@@ -244,11 +244,6 @@ def _require_own_tensors(graph: Graph, item: GraphNode) -> None:
         raise _ObstacleError(f"the bias of {item.name} is computed by the network")
     if kernel_is_shared(graph, item) or read_elsewhere(item, (item.weight, item.bias)):
         raise _ObstacleError(f"the kernel or bias of {item.name} is used more than once")
-
-
-def is_clamp(item: GraphNode) -> bool:
-    """Whether an operator clamps to numbers or to stored limits."""
-    return item.op is not None and item.op.name in ("relu6", "hardtanh")
 
 
 def _commuting_axis(step: _Step, item: GraphNode) -> tuple[int, int]:

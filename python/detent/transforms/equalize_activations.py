@@ -7,9 +7,10 @@ from typing import Final
 
 import torch
 
+from detent.graph.clamps import is_clamp, limits
 from detent.graph.graph import Graph, GraphNode
-from detent.transforms.channel_factors import limits, scale_path
-from detent.transforms.channel_paths import ChannelPath, channel_paths, is_clamp, summarize
+from detent.transforms.channel_factors import scale_path
+from detent.transforms.channel_paths import ChannelPath, channel_paths, summarize
 from detent.transforms.edits import FOLDED_NORM, finish
 
 __all__ = ["clipped_deviation", "equalize_activations"]
