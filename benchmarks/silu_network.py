@@ -1,4 +1,4 @@
-"""Shift-negative correction on networks with SiLU: what it wins, alone and with bias correction.
+"""Shift-negative correction on networks with SiLU: what it wins, alone and with other corrections.
 
     python benchmarks/silu_network.py [--data FOLDER] [--networks ...] [--keep FOLDER]
 
@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import detent
-from corrections import TARGET, WIDTHS
+from corrections import PLAIN, WIDTHS, passes_of, target_with
 from detent.demo.data import calibration_images, load_test, load_training
 from detent.demo.network import DigitsNet
 from harness import write_network
@@ -41,7 +41,6 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 ALONE = {"shift_negative": True}
 EVERYWHERE = {"shift_negative": True, "shift_negative_ratio": 1.0}
 """Whatever the tail, where the error falls."""
-PLAIN = {"bias_correction": "none", "gain_correction": "none", "weights_metric": "mse"}
 ANALYTIC = {**PLAIN, "bias_correction": "analytic"}
 LEVERS: dict[str, dict[str, Any]] = {
     "nothing": PLAIN,
@@ -50,6 +49,8 @@ LEVERS: dict[str, dict[str, Any]] = {
     "analytic bias correction": ANALYTIC,
     "shift-negative + analytic": {**ANALYTIC, **ALONE},
     "shift-negative, any tail + analytic": {**ANALYTIC, **EVERYWHERE},
+    "defaults": {},
+    "defaults + shift-negative, any tail": EVERYWHERE,
 }
 
 
@@ -173,7 +174,7 @@ def measure(case: Case, target: Path) -> dict[str, Any]:
     print(f"  float {float_top1:.2f}")
     rows = []
     for name, choices in LEVERS.items():
-        row: dict[str, Any] = {"lever": name, "extra_passes": int("shift_negative" in choices)}
+        row: dict[str, Any] = {"lever": name, "extra_passes": passes_of(choices, sum(map(len, case.batches)))}
         for kernels, activations in WIDTHS:
             widths = {"weights_bits": kernels, "activation_bits": activations}
             start = time.perf_counter()
@@ -218,7 +219,7 @@ def main() -> None:
     zoo = load_zoo(options.data) if "resnet20-silu" in options.networks else None
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "imx500-4.json"
-        target.write_text(json.dumps(TARGET), encoding="utf-8")
+        target.write_text(json.dumps(target_with("power_of_two")), encoding="utf-8")
         for network in options.networks:
             case = NETWORKS[network](options.keep, zoo, options.images, options.samples)
             print(network)

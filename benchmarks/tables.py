@@ -58,14 +58,28 @@ def accuracy_rows(network: dict[str, Any]) -> list[str]:
 
 
 def correction_rows(network: dict[str, Any]) -> list[str]:
-    """Points of top-1 lost by each lever, a column for each pair of widths."""
-    widths = [key for key in network["rows"][0] if key.startswith("w") and key[1].isdigit()]
-    header = ["lever", *(key.upper() for key in widths), "seconds"]
-    rows = [
-        [row["lever"], *(f"{row[key]:.2f}" for key in widths), f"{row['quantize_seconds']:.1f}"]
-        for row in network["rows"]
+    """Points of top-1 lost by each lever, a column for each pair of widths, and what the lever costs where measured."""
+    rows = network["rows"]
+    widths = [key for key in rows[0] if key.startswith("w") and key[1].isdigit()]
+    costs = [key for key in ("extra_passes", "seconds", "times_forward") if any(key in row for row in rows)]
+    header = ["lever", *map(_column_title, widths), *(_COST_TITLES[key] for key in costs)]
+    body = [
+        [row["lever"], *(_figure(row, key, ".2f") for key in widths), *(_figure(row, key, "g") for key in costs)]
+        for row in rows
     ]
-    return table(header, rows)
+    return table(header, body)
+
+
+_COST_TITLES = {"extra_passes": "extra passes", "seconds": "seconds", "times_forward": "x forward"}
+
+
+def _column_title(key: str) -> str:
+    widths, _, kind = key.partition("_")
+    return " ".join([widths.upper(), kind.replace("_", " ")]).strip()
+
+
+def _figure(row: dict[str, Any], key: str, form: str) -> str:
+    return format(row[key], form) if key in row else ""
 
 
 def machine_line(machine: dict[str, Any]) -> str:
@@ -86,12 +100,12 @@ def render() -> str:
         lines += [*accuracy_rows(network), ""]
     levers = {**load("corrections").get("networks", {}), **load("silu").get("networks", {})}
     for name, network in levers.items():
-        samples, forward_s = network["calibration_samples"], network["forward_seconds"]
+        samples, forward_s = network["calibration_samples"], network.get("forward_seconds")
         top1, images = network["float_top1"], network["images"]
         lines += [
             f"**{name}**, points of top-1 lost against float ({top1:.2f} on {images} images),",
-            f"all layers, rounding to nearest, power-of-two activations, {samples} images to calibrate (bare forward",
-            f"{forward_s:.1f} s):",
+            "all layers, rounding to nearest, power-of-two activations where no other kind is named,",
+            f"{samples} images to calibrate{f' (bare forward {forward_s:.2f} s)' if forward_s else ''}:",
             "",
             *correction_rows(network),
             "",
