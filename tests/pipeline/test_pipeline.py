@@ -298,6 +298,29 @@ def test_plans_for_other_models_targets_and_names_are_refused(
 
 
 @pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weights_bits": 3}, "no 3-bit weights"),
+        ({"activation_bits": 4}, "no 4-bit activations"),
+        ({"weights_grid": "lut", "weights_bits": 4}, "not with lut ones"),
+        ({"weights_grid": "uniform"}, "not with uniform ones"),
+        ({"weights_group_size": 2}, "no groups"),
+    ],
+    ids=str,
+)
+def test_what_a_target_does_not_offer_is_refused_before_calibration(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, object], message: str
+) -> None:
+    def calibrate(*args: object, **options: object) -> None:
+        raise AssertionError("calibrated")
+
+    monkeypatch.setattr("detent.pipeline.calibrate", calibrate)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)).eval()
+    with pytest.raises(ConfigError, match=message):
+        detent.quantize(model, torch.randn(4, 3, 8, 8), target="imx500", progress=False, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
     ("options", "suggestion"),
     [
         ({"target": "imx50"}, "imx500"),

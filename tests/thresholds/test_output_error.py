@@ -11,7 +11,7 @@ from torch import nn
 
 import detent
 from detent.graph.patches import kernel_rows
-from detent.records.grid_values import scaled
+from detent.records.grid_values import round_scaled, scaled
 
 KERNELS_ALONE = {"gain_correction": "none", "bias_correction": "none"}
 
@@ -105,6 +105,52 @@ def test_powers_of_two_stay_so(tmp_path) -> None:
     assert (
         losses(graph, moments, name, entry.grid).sum() <= losses(graph, moments, name, plain.weights[name].grid).sum()
     )
+
+
+@pytest.mark.parametrize("scope", ["tensor", "channel"])
+def test_codebooks_with_powers_of_two_keep_them(scope: str) -> None:
+    model, data = layer_and_data("conv")
+    graph = detent.capture(model, data[:2])
+    stats, moments = detent.calibrate(graph, data, progress=False), detent.collect_moments(graph, data)
+    options = {"weights_bits": 4, "codebook_scope": scope, "moments": moments}
+    plan = detent.plan(graph, stats, weights_grid="lut_power_of_two", **options)
+    ((name, entry),) = plan.weights.items()
+    assert entry.metric == "output"
+    assert set(np.frexp(entry.grid.threshold)[0]) == {0.5}
+    assert entry.gain is None
+    assert any("powers of two" in note for note in plan.notes)
+    free = detent.plan(graph, stats, weights_grid="lut", **options).weights[name]
+    assert set(np.frexp(free.grid.threshold)[0]) != {0.5}
+    assert free.gain is not None
+
+
+@pytest.mark.parametrize("kind", ["conv", "transposed", "linear"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"weights_grid": "lut"}, {"weights_grid": "lut", "codebook_scope": "channel"}, {"weights_group_size": 2}],
+    ids=str,
+)
+def test_kernels_rounded_on_several_multiples_at_once(kind: str, options: dict) -> None:
+    model, data = layer_and_data(kind)
+    graph = detent.capture(model, data[:2])
+    stats = detent.calibrate(graph, data, progress=False)
+    ((name, entry),) = detent.plan(graph, stats, weights_bits=3, **options).weights.items()
+    kernel = graph.tensor(graph.find(name).weight).detach().numpy()
+    channels = kernel.shape[entry.grid.axis]
+    factors = np.random.default_rng(0).uniform(0.5, 2, (4, channels))
+    found = round_scaled(entry.grid, kernel, factors)
+    assert found.shape == (4, *kernel.shape)
+    for one, row in zip(found, factors, strict=True):
+        assert np.array_equal(one, scaled(entry.grid, row).round(kernel))
+
+
+def test_a_kernel_with_one_step_rounded_on_several_multiples() -> None:
+    grid = detent.Grid(kind="uniform", bits=4, signed=True, lower=-1.0, upper=2.0)
+    values = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
+    factors = np.array([[0.5], [1.0], [1.7]])
+    found = round_scaled(grid, values, factors)
+    for one, (factor,) in zip(found, factors, strict=True):
+        assert np.array_equal(one, scaled(grid, factor).round(values))
 
 
 def test_groups_of_a_channel_move_together() -> None:

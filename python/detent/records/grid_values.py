@@ -66,6 +66,6 @@ def round_scaled(grid: Grid, values: FloatArray, factors: npt.NDArray[np.float64
         upper=None if grid.upper is None else np.tile(grid.upper, sets),
         table=grid.table if grid.table is None or grid.table.ndim == 1 else np.tile(grid.table, (sets, 1)),
     )
-    every = np.broadcast_to(first, (sets, *first.shape)).reshape(sets * channels, *first.shape[1:])
+    every = np.ascontiguousarray(np.broadcast_to(first, (sets, *first.shape))).reshape(-1, *first.shape[1:])
     rounded = scaled(wide, factors.reshape(-1)).round(every).reshape(sets, *first.shape)
     return rounded[:, 0] if grid.axis is None else np.moveaxis(rounded, 1, grid.axis + 1)
