@@ -2,11 +2,11 @@
 
     python benchmarks/corrections.py [--data FOLDER] [--networks ...] [--samples 512] [--images 5000] [--part accuracy]
 
-The target is `imx500` with 4-bit activations added, and once more with symmetric and with uniform ones; all layers, first
-and last included, have the width named. Rounding is to nearest. The cost is that of kernels of 4 and activations of 8
-bits, without the export of the model by torch, against the bare forward pass over the calibration images in the same
-run. Rows go to `benchmarks/results/corrections.json`; top-1 and costs can be measured apart, since the former may share
-the machine.
+The target is `imx500` with 4-bit activations added, and once more with symmetric and with uniform ones; all layers,
+first and last included, have the width named. Rounding is to nearest. The cost is that of kernels of 4 and activations
+of 8 bits, without the export of the model by torch, against the bare forward pass over the calibration images in the
+same run. Rows go to `benchmarks/results/corrections.json`; top-1 and costs can be measured apart, since the former may
+share the machine.
 """
 
 from __future__ import annotations

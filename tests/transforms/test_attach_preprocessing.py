@@ -186,7 +186,7 @@ def test_one_of_several_inputs() -> None:
     assert statistics["image"].maximum == 255
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=110, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 @given(networks(), st.data())
 def test_law(description: Description, data: st.DataObject) -> None:
     many = data.draw(st.booleans(), label="per channel")

@@ -2,8 +2,8 @@
 
 The mean of a layer's quantized output is compared with that of the float network on the same samples, and the
 difference goes into the bias before the next layer is looked at (Nagel et al. 2021, arXiv:2106.08295, section 3.3,
-empirical bias correction). Where a ReLU or clamp follows, only elements count that one of the two networks lets
-through: the mean over all of them is mostly about what the ReLU cuts off, and correcting for it moves what it lets
+empirical bias correction). Where a ReLU or clamp follows, only elements count that the two networks do not cut off
+alike: the mean over all of them is mostly about what the ReLU cuts off, and correcting for it moves what it lets
 through away from float.
 
 Both networks run operator by operator over all batches at once, so the whole correction costs one pass of each. The
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 import torch
@@ -116,7 +117,7 @@ def _judge(
         found: in the quantized network.
         axis: of the channels.
         held_out: how many batches at the end judge.
-        limits: outside of which nothing sees the output; elements that are outside in both networks do not count.
+        limits: outside of which nothing sees the output; elements that both networks cut off alike do not count.
     """
     split = len(wanted) - held_out
     others = [i for i in range(wanted[0].dim()) if i != axis]
@@ -126,7 +127,7 @@ def _judge(
         if limits is None:
             counts = counts + difference.numel() // difference.shape[axis]
         else:
-            seen = _inside(ours, limits).logical_or_(_inside(theirs, limits))
+            seen = _seen(ours, theirs, limits)
             difference.mul_(seen)
             counts = counts + seen.sum(dim=others)
         # Per-batch sums in float64: the order of the batches is fixed, so the result is too.
@@ -139,8 +140,11 @@ def _judge(
     return _Judged(shift, bool(np.isfinite(after)) and after < before)
 
 
-def _inside(value: torch.Tensor, limits: Limits) -> torch.Tensor:
-    return (value > limits[0]).logical_and_(value < limits[1])
+def _seen(ours: torch.Tensor, theirs: torch.Tensor, limits: Limits) -> torch.Tensor:
+    """Which elements are not cut off at the same limit in both."""
+    lower, upper = limits
+    seen = torch.maximum(ours, theirs) > lower
+    return seen if bool((upper == inf).all()) else seen.logical_and_(torch.minimum(ours, theirs) < upper)
 
 
 def _distance(ours: torch.Tensor, theirs: torch.Tensor, limits: Limits | None) -> float:

@@ -55,7 +55,7 @@ def round_scaled(grid: Grid, values: FloatArray, factors: npt.NDArray[np.float64
     Returns:
         float32 `[sets, *values.shape]`.
     """
-    sets, channels = factors.shape
+    sets = len(factors)
     first = values[None] if grid.axis is None else np.moveaxis(values, grid.axis, 0)
     # One grid whose channels are those of all sets.
     wide = replace(
