@@ -43,7 +43,7 @@ from detent.thresholds import (
     refuse_unoffered,
     search_grids,
     suit_outputs,
-    width_of_kernel,
+    width_and_metric,
 )
 
 __all__ = ["correct_biases", "plan", "reads_moments", "revise", "values_to_observe"]
@@ -122,11 +122,10 @@ def reads_moments(
     if config.requires_moments:
         return True
     points = placement.weights.items()
-    widths = [width_of_kernel(point, choices.of_weights(layer), config, chip) for layer, point in points]
+    forms = [width_and_metric(point, choices.of_weights(layer), config, chip) for layer, point in points]
     return any(
-        config.metric_of_kernel(bits) == "output" or config.gain_of_kernel(bits) != "none"
-        for bits in widths
-        if bits is not None
+        metric == "output" or config.gain_of_kernel(bits) != "none"
+        for bits, metric in (form for form in forms if form is not None)
     )
 
 
@@ -236,7 +235,7 @@ def _decide(
     moments: InputMoments | None,
 ) -> QuantPlan:
     """`decided` with all tables filled: grids, room for biases, steps without ties, corrections."""
-    moments = _checked(moments, decided.graph, config)
+    moments = _checked(moments, decided.graph, config, placement, choices)
     activations, weights = search_grids(graph, placement, stats, target, config, choices)
     weights, notes = _settle_kernels(graph, placement, activations, weights, choices, moments, config)
     corrections = dict(decided.bias_corrections)
@@ -297,12 +296,20 @@ def _settle_kernels(
     return weights, notes
 
 
-def _checked(moments: InputMoments | None, fingerprint: str, config: QuantizationConfig) -> InputMoments | None:
-    """Moments that fit the graph of that fingerprint, and are there if an option cannot do without."""
+def _checked(
+    moments: InputMoments | None,
+    fingerprint: str,
+    config: QuantizationConfig,
+    placement: Placement,
+    choices: Choices,
+) -> InputMoments | None:
+    """Moments that fit the graph of that fingerprint, and are there if an option or a rule cannot do without."""
     if moments is None:
-        if config.requires_moments:
+        asked = [layer for layer in placement.weights if choices.of_weights(layer).metric == "output"]
+        if config.requires_moments or asked:
             raise ConfigError(
-                'weights_metric="output" and gain_correction need moments of the layers\' inputs',
+                "the metric 'output' and gain_correction need moments of the layers' inputs",
+                where=asked[0] if asked else None,
                 remedy="pass moments=detent.collect_moments(graph, data), or use detent.quantize",
             )
         return None

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 import detent
-from detent import edit
+from detent import QuantizationConfig, edit
 from detent.errors import ConfigError
 from detent.exporters import verify_onnx
+from detent.pipeline import reads_moments
 from detent.records.rules import Rule
 from tests.edit.networks import gated, images
 
@@ -440,3 +441,19 @@ def test_plans_and_statistics_of_another_graph_are_refused(graph: detent.Graph, 
         detent.revise(graph, plan, stats, [IN_16])
     with pytest.raises(ConfigError, match="collected from another model"):
         detent.revise(other, plan, stats, [IN_16])
+
+
+def test_one_kernel_may_suit_the_output_of_its_layer(graph: detent.Graph, stats: detent.Statistics) -> None:
+    moments = detent.collect_moments(graph, images(), progress=False)
+    rule = edit.rule(edit.name("head"), edit.weights(metric="output"))
+    options = {"weights_metric": "mse", "gain_correction": "none"}
+    plan = detent.plan(graph, stats, rules=[rule], moments=moments, **options)
+    usual = detent.plan(graph, stats, moments=moments, **options)
+    assert {layer for layer, entry in plan.weights.items() if entry.metric == "output"} == {"head"}
+    assert plan.weights["head"].grid != usual.weights["head"].grid
+    assert reads_moments(graph, "default", QuantizationConfig(**options), [rule])
+    assert not reads_moments(graph, "default", QuantizationConfig(**options))
+    with pytest.raises(ConfigError, match="collect_moments"):
+        detent.plan(graph, stats, rules=[rule], **options)
+    with pytest.raises(ConfigError, match=r"edit\.weights"):
+        detent.plan(graph, stats, rules=[edit.rule(edit.op("silu"), edit.activations(metric="output"))])

@@ -55,6 +55,12 @@ class Offers:
                 value,
                 "ask for `bits`, `keep_float` or `freeze` only",
             )
+        if choice.metric == "output":
+            raise ConfigError(
+                f"{rule!r}: the metric 'output' is the error at the output of a layer, for its kernel",
+                where=value,
+                remedy="ask for it with edit.weights, or choose another metric",
+            )
         if choice.metric == "lp" or choice.p is not None:
             p = self.config.p if choice.p is None else choice.p
             if p < 1:

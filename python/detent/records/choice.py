@@ -8,19 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Final, get_args
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 
 from detent._registry import unknown_name
 from detent.config import ActivationMetric, WeightsGrid
+from detent.config.quantization import SQUARED_ERRORS
 from detent.errors import ConfigError
 from detent.records.grid import Grid
 
 __all__ = ["OPTIONS", "TensorChoice"]
 
 _KINDS: Final = get_args(WeightsGrid)
-_METRICS: Final = get_args(ActivationMetric)
+_METRICS: Final = (*get_args(ActivationMetric), "output")
 _LIMITS: Final = ("threshold", "lower", "upper")
 _SEARCH: Final = ("metric", "p", "z_threshold", "group_size")
 _FORM: Final = ("bits", "kind")
@@ -35,7 +36,7 @@ class TensorChoice:
     Args:
         bits: code width.
         kind: kind of grid, in the words of the option `weights_grid`.
-        metric: error that the search for its limits minimizes.
+        metric: error that the search for its limits minimizes; `"output"`, that of the layer's output, for kernels.
         p: exponent of the `"lp"` metric.
         z_threshold: values further than this many standard deviations from the mean are left out of the search;
             activations only.
@@ -53,7 +54,7 @@ class TensorChoice:
 
     bits: int | None = None
     kind: WeightsGrid | None = None
-    metric: ActivationMetric | None = None
+    metric: ActivationMetric | Literal["output"] | None = None
     p: float | None = None
     z_threshold: float | None = None
     threshold: Limits | None = None
@@ -125,7 +126,7 @@ class TensorChoice:
                 )
             if self.group_size is not None:
                 raise ConfigError("a codebook has one threshold a channel, none for each group")
-            if self.metric not in (None, "mse"):
+            if self.metric is not None and self.metric not in SQUARED_ERRORS:
                 raise ConfigError(f"codebooks are searched by squared error, the metric asked for is {self.metric!r}")
         if self.metric == "moving_maximum" and self.z_threshold is not None:
             raise ConfigError("`z_threshold` leaves values out of a search, and a moving maximum is not searched")

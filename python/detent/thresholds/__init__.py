@@ -5,7 +5,7 @@ from __future__ import annotations
 from detent.thresholds.biases import make_room_for_biases
 from detent.thresholds.kernel_grids import notes_on_groups
 from detent.thresholds.output_error import suit_outputs
-from detent.thresholds.search import refuse_unoffered, search_grids, width_of_kernel
+from detent.thresholds.search import refuse_unoffered, search_grids, width_and_metric
 from detent.thresholds.ties import avoid_ties
 
 __all__ = [
@@ -15,5 +15,5 @@ __all__ = [
     "refuse_unoffered",
     "search_grids",
     "suit_outputs",
-    "width_of_kernel",
+    "width_and_metric",
 ]

@@ -12,7 +12,7 @@ from typing import Final, cast
 import numpy as np
 import numpy.typing as npt
 
-from detent.config import QuantizationConfig
+from detent.config import ActivationMetric, QuantizationConfig
 from detent.errors import CalibrationError
 from detent.graph import Graph
 from detent.graph.placement import ActivationPoint, Placement, WeightPoint
@@ -32,7 +32,7 @@ from detent.thresholds.channel_limits import narrow_to_channels
 from detent.thresholds.kernel_grids import group_size_of, search_codebook_grid, search_kernel_grid
 from detent.thresholds.moving import clip_at_moving_maximum
 
-__all__ = ["refuse_unoffered", "search_activations", "search_grids", "search_weights", "width_of_kernel"]
+__all__ = ["refuse_unoffered", "search_activations", "search_grids", "search_weights", "width_and_metric"]
 
 _OPEN: Final = Choices()
 """Nothing is asked for any tensor."""
@@ -112,7 +112,7 @@ def _plan_activation(
         if declared is not None:
             return TensorPlan(grid=declared, metric="declared range")
     observed = _observed(graph, point, statistics)
-    metric = choice.metric or config.activation_metric
+    metric = cast(ActivationMetric, choice.metric or config.activation_metric)  # "output" is for kernels
     if metric == MOVING_MAXIMUM:
         return clip_at_moving_maximum(point, statistics, observed, (kind, bits, rule.signed), config)
     counts, zeros = (
@@ -305,17 +305,19 @@ def refuse_unoffered(
             point.rule.require_codebook_per_channel(where=layer, target=target.name)
 
 
-def width_of_kernel(point: WeightPoint, choice: TensorChoice, config: QuantizationConfig, target: Target) -> int | None:
-    """The code width a kernel will have; None if it stays in float.
+def width_and_metric(
+    point: WeightPoint, choice: TensorChoice, config: QuantizationConfig, target: Target
+) -> tuple[int, str] | None:
+    """The code width a kernel will have and the error its limits minimize; None if it stays in float or is given.
 
     Raises:
         ConfigError: the target does not offer the requested grid or width.
     """
-    if choice.keep_float:
+    if choice.keep_float or choice.grid is not None:
         return None
-    if choice.grid is not None:
-        return choice.grid.bits
-    return _form_of_kernel(point, _for_kernel(config, choice), target)[1]
+    wanted = _for_kernel(config, choice)
+    bits = _form_of_kernel(point, wanted, target)[1]
+    return bits, wanted.metric_of_kernel(bits)
 
 
 def _form_of_kernel(point: WeightPoint, config: QuantizationConfig, target: Target) -> tuple[str, int]:
