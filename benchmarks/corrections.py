@@ -4,7 +4,7 @@
 
 The target is `imx500` with 4-bit activations added, and once more with symmetric and with uniform ones; all layers,
 first and last included, have the width named. Rounding is to nearest. The cost is that of kernels of 4 and activations
-of 8 bits, without the export of the model by torch, against the bare forward pass over the calibration images in the
+of 8 bits, without capturing the model, against the bare forward pass over the calibration images in the
 same run. Rows go to `benchmarks/results/corrections.json`; top-1 and costs can be measured apart, since the former may
 share the machine.
 """
@@ -118,7 +118,7 @@ def accuracy(
     float_top1 = zoo.accuracy(model, x, y)
     print(f"{network}: float {float_top1:.2f}")
     batches = zoo.calibration(options.samples, 64)
-    program, rows = exported(model, batches), []
+    graph, rows = detent.capture(model, batches[0]), []
     for name in names:
         row: dict[str, Any] = {"lever": name, "extra_passes": passes_of(LEVERS[name], options.samples)}
         for kind, widths in KINDS.items():
@@ -126,7 +126,7 @@ def accuracy(
                 if "codebooks" in name and kernels == 8:  # codebooks have 7 bits at most
                     continue
                 qmodel = detent.quantize(
-                    program,
+                    graph,
                     batches,
                     target=folder / f"{kind}.json",
                     weights_bits=kernels,
@@ -145,7 +145,7 @@ def costs(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Seconds of each lever, and as multiples of the bare forward pass."""
     model, batches = zoo.load(network), zoo.calibration(options.samples, 64)
-    program = exported(model, batches)
+    graph = detent.capture(model, batches[0])
 
     def forward() -> None:
         with torch.inference_mode():
@@ -154,7 +154,7 @@ def costs(
 
     def quantize(name: str) -> Callable[[], object]:
         choices = {"target": folder / f"{PLAIN_KIND}.json", "weights_bits": 4, "activation_bits": 8, **LEVERS[name]}
-        return lambda: detent.quantize(program, batches, progress=False, **choices)
+        return lambda: detent.quantize(graph, batches, progress=False, **choices)
 
     times = time_in_turns({"forward": forward, **{name: quantize(name) for name in names}}, rounds=3)
     rows = [
@@ -167,11 +167,6 @@ def costs(
 
 
 PARTS = {"accuracy": accuracy, "costs": costs}
-
-
-def exported(model: torch.nn.Module, batches: list[torch.Tensor]) -> torch.export.ExportedProgram:
-    """The model as a program for any number of samples."""
-    return torch.export.export(model, (batches[0][:2],), dynamic_shapes=({0: torch.export.Dim.AUTO},))
 
 
 def merged(before: dict[str, Any], facts: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:

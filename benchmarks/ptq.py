@@ -25,7 +25,6 @@ import torch
 
 import detent
 from detent import _core
-from detent.pipeline import values_to_observe
 from harness import Row, compare, print_rows, time_in_turns, write_section
 from networks import NETWORKS, add_data_option, load_zoo
 
@@ -33,11 +32,20 @@ TARGET = "onnxruntime"
 MEMORY_SAMPLES = (512, 4096)
 
 
-def quantize(graph: detent.Graph, batches: Any) -> detent.QuantizedModel:
+def quantize(graph: detent.Graph, batches: Any, **options: Any) -> detent.QuantizedModel:
     """What is timed: everything after capture."""
-    graph = detent.transform(graph)
-    stats = detent.calibrate(graph, batches, progress=False, values=values_to_observe(graph, TARGET), channels=False)
-    return detent.apply(graph, detent.plan(graph, stats, target=TARGET))
+    return detent.quantize(graph, batches, progress=False, **{"target": TARGET, **options})
+
+
+CORRECTIONS: dict[str, Any] = {
+    "target": "imx500",
+    "weights_bits": 4,
+    "relu_bound_to_power_of_2": True,
+    "equalization": "cross_layer",
+    "bias_absorption": True,
+    "activation_bias_correction": True,
+}
+"""All that applies to these networks, with the defaults for kernels of 4 bits: thresholds by the output, gains."""
 
 
 def forward(model: torch.nn.Module, batches: list[torch.Tensor]) -> None:
@@ -114,6 +122,7 @@ def measure(zoo: Any, network: str, options: argparse.Namespace) -> list[Row]:
         seconds, figure = times["quantize"], times["quantize"] / times["forward"]
         name = f"{network}: quantize over bare forward, {threads} thread{'s' * (threads > 1)}"
         rows.append(Row(name=name, seconds=seconds, figure=figure, unit="x forward", goal=1.2, at_most=True))
+    rows += correction_rows(network, model, graph, batches, options.rounds)
     with tempfile.TemporaryDirectory() as folder:
         rivals = {"quantize": lambda: quantize(graph, batches), **onnxruntime_rivals(model, batches, Path(folder))}
         times = time_in_turns(rivals, rounds=options.rounds)
@@ -122,6 +131,26 @@ def measure(zoo: Any, network: str, options: argparse.Namespace) -> list[Row]:
         note = f"{times[rival]:.3f} s"
         rows.append(compare(name, times, "quantize", rival, at_least=goal, note=note))
     return [*rows, memory_row(network, options)]
+
+
+def correction_rows(
+    network: str, model: torch.nn.Module, graph: detent.Graph, batches: list[torch.Tensor], rounds: int
+) -> list[Row]:
+    """What all corrections cost together, at kernels of 4 bits."""
+    sequential = {**CORRECTIONS, "bias_correction": "sequential"}
+    kinds = {
+        "quantize, 4-bit kernels, defaults": ({"target": "imx500", "weights_bits": 4}, None),
+        "quantize, 4-bit kernels, all corrections": (CORRECTIONS, 3.0),
+        "quantize, 4-bit kernels, all and sequential": (sequential, 4.0),
+    }
+    calls: dict[str, Callable[[], Any]] = {"forward": lambda: forward(model, batches)}
+    for name, (choices, _) in kinds.items():
+        calls[name] = lambda choices=choices: quantize(graph, batches, **choices)  # type: ignore[misc]
+    times, rows = time_in_turns(calls, rounds=rounds), []
+    for name, (_, goal) in kinds.items():
+        title, figure = f"{network}: {name}, {torch.get_num_threads()} threads", times[name] / times["forward"]
+        rows.append(Row(name=title, seconds=times[name], figure=figure, unit="x forward", goal=goal, at_most=True))
+    return rows
 
 
 def memory_row(network: str, options: argparse.Namespace) -> Row:

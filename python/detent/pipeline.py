@@ -177,7 +177,7 @@ def apply(graph: Graph, plan: QuantPlan, *, trainable: bool = False) -> Quantize
 
 
 def quantize(
-    model: nn.Module | ExportedProgram | str | Path,
+    model: nn.Module | ExportedProgram | str | Path | Graph,
     data: Any,
     *,
     target: str | Path | Target = "default",
@@ -190,13 +190,13 @@ def quantize(
     """Quantize a trained model: capture, transform, calibrate, plan, correct and apply in a row.
 
     Args:
-        model: the module, an `ExportedProgram`, or the path of a `.pt2` file.
+        model: the module, an `ExportedProgram`, the path of a `.pt2` file, or a graph captured before.
         data: calibration batches without labels: a DataLoader, an iterable or zero-argument callable of batches, an
             array, or the path of an `.npz` file.
         target: name of a built-in target or path of a target file.
         config: options; single ones can be given by keyword and take precedence.
         preprocessing: what turns raw input into what the model was trained on, one record or records by input name;
-            the data are raw then.
+            the data are raw then. A captured graph has its own.
         rules: what to decide otherwise for some tensors, from `detent.edit.rule`; later ones win.
         progress: show progress on a terminal.
         **options: fields of `QuantizationConfig`.
@@ -210,8 +210,14 @@ def quantize(
     load_target(target)
     reference_of(target)
     records = resolve_preprocessing(preprocessing)
-    example, data = first_batch(data, model)
-    graph = transform(capture(model, example, preprocessing=records), target=target, config=settings)
+    if isinstance(model, Graph):
+        if records:
+            raise ConfigError("the graph was captured before", remedy="pass `preprocessing` to detent.capture")
+        graph = model
+    else:
+        example, data = first_batch(data, model)
+        graph = capture(model, example, preprocessing=records)
+    graph = transform(graph, target=target, config=settings)
     if settings.rewrites_by_statistics:
         # The data are read twice more, so what can be read once only is held.
         data = list(data) if isinstance(data, Iterator) else data

@@ -377,3 +377,14 @@ def test_summary_lists_every_tensor(
     printed = capsys.readouterr().out
     assert all(name in printed for name in (*qmodel.plan.activations, *qmodel.plan.weights))
     assert isinstance(qmodel, QuantizedModel)
+
+
+def test_one_call_takes_a_captured_graph(images: Tensor) -> None:
+    model = make_net()
+    options = {"target": "imx500", "equalization": "cross_layer", "bias_correction": "sequential", "progress": False}
+    graph = detent.capture(model, images[:2])
+    before = graph.fingerprint()
+    assert detent.quantize(graph, images, **options).plan == detent.quantize(model, images, **options).plan  # type: ignore[arg-type]
+    assert graph.fingerprint() == before
+    with pytest.raises(ConfigError, match="captured before"):
+        detent.quantize(graph, images, preprocessing=detent.Preprocessing(scale=0.5), progress=False)
