@@ -20,7 +20,7 @@ from detent.errors import ConfigError
 from detent.graph import Graph
 from detent.graph import capture as capture_graph
 from detent.graph.example import normalize_example
-from detent.planning import correct_biases, plan, reads_moments, revise, values_to_observe
+from detent.planning import correct_as_asked, correct_biases, further_passes, plan, revise, values_to_observe
 from detent.quantized import QuantizedModel, assemble
 from detent.records.moving import momentum_to_calibrate
 from detent.records.plan import QuantPlan
@@ -51,10 +51,11 @@ __all__ = [
     "calibrate",
     "capture",
     "collect_moments",
+    "correct_as_asked",
     "correct_biases",
+    "further_passes",
     "plan",
     "quantize",
-    "reads_moments",
     "revise",
     "transform",
     "values_to_observe",
@@ -222,8 +223,8 @@ def quantize(
         # The data are read twice more, so what can be read once only is held.
         data = list(data) if isinstance(data, Iterator) else data
         graph = transform(graph, calibrate(graph, data, progress=progress), target=target, config=settings)
-    wants_moments = reads_moments(graph, target, settings, rules)
-    kept = settings.samples_kept(moments=wants_moments)
+    passes = further_passes(graph, target, settings, rules)
+    kept = settings.samples_kept(moments=passes.moments, sequential=passes.sequential)
     if kept and isinstance(data, Iterator):
         data = Keeping(data, kept)
     # Only what this plan reads is observed; a user who wants to decide again calibrates once for everything.
@@ -233,9 +234,9 @@ def quantize(
     stats = calibrate(graph, data, progress=progress, values=values, channels=channels, moving_maximum=momentum)
     data = data.kept if isinstance(data, Keeping) else data
     moments = (
-        collect_moments(graph, data, samples=settings.moment_samples, progress=progress) if wants_moments else None
+        collect_moments(graph, data, samples=settings.moment_samples, progress=progress) if passes.moments else None
     )
     decided = plan(graph, stats, target=target, config=settings, rules=rules, moments=moments)
-    if settings.bias_correction == "sequential":
-        decided = correct_biases(graph, decided, data, samples=settings.bias_correction_samples, progress=progress)
+    if passes.sequential:
+        decided = correct_as_asked(graph, decided, data, settings, progress=progress)
     return apply(graph, decided)

@@ -6,13 +6,15 @@ without ties, bias corrections. Each sees the grids as the one before left them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from detent._arguments import check_plan_is_of, expect, fingerprint_of, reference_of
 from detent.config import QuantizationConfig
+from detent.config.quantization import FEW_BITS
 from detent.corrections import (
     correct_analytically,
     correct_gains,
@@ -38,15 +40,26 @@ from detent.statistics import first_samples, progress_bar
 from detent.targets import Target, load_target
 from detent.thresholds import (
     avoid_ties,
+    forms_wanted,
     make_room_for_biases,
     notes_on_groups,
     refuse_unoffered,
     search_grids,
     suit_outputs,
-    width_and_metric,
 )
 
-__all__ = ["correct_biases", "plan", "reads_moments", "revise", "values_to_observe"]
+__all__ = [
+    "FurtherPasses",
+    "correct_as_asked",
+    "correct_biases",
+    "further_passes",
+    "plan",
+    "revise",
+    "values_to_observe",
+]
+
+_MOST_BYTES: Final = 512 << 20
+"""Memory of one value of all samples that biases are corrected with."""
 
 
 def plan(
@@ -105,10 +118,23 @@ def plan(
     return _decide(graph, stats, chip, settings, placement, choices, decided, moments)
 
 
-def reads_moments(
+@dataclass(frozen=True, kw_only=True)
+class FurtherPasses:
+    """What reads the data again after calibration.
+
+    Args:
+        moments: `plan` makes use of moments of the layers' inputs, for an option, a rule, or kernels of few bits.
+        sequential: biases are to be corrected by `correct_biases`.
+    """
+
+    moments: bool
+    sequential: bool
+
+
+def further_passes(
     graph: Graph, target: str | Path | Target, config: QuantizationConfig, rules: Sequence[Rule] = ()
-) -> bool:
-    """Whether `plan` makes use of moments of the layers' inputs: an option asks for them, or a kernel has few bits.
+) -> FurtherPasses:
+    """What reads the data again after calibration, by options, rules and widths.
 
     Also refuses rules and widths that `plan` could not carry out, so that a mistake does not cost a calibration.
 
@@ -119,13 +145,12 @@ def reads_moments(
     placement = place_as_asked(graph, chip, config)
     choices = resolve_rules(graph, placement, chip, config, checked_rules(rules))
     refuse_unoffered(graph, placement, chip, config, choices)
-    if config.requires_moments:
-        return True
-    points = placement.weights.items()
-    forms = [width_and_metric(point, choices.of_weights(layer), config, chip) for layer, point in points]
-    return any(
-        metric == "output" or config.gain_of_kernel(bits) != "none"
-        for bits, metric in (form for form in forms if form is not None)
+    activations, kernels = forms_wanted(placement, chip, config, choices)
+    few = min([*activations, *(bits for bits, _ in kernels)], default=FEW_BITS) < FEW_BITS
+    return FurtherPasses(
+        moments=config.requires_moments
+        or any(metric == "output" or config.gain_of_kernel(bits) != "none" for bits, metric in kernels),
+        sequential=config.bias_correction == "sequential" or (config.bias_correction == "auto" and few),
     )
 
 
@@ -192,7 +217,8 @@ def correct_biases(graph: Graph, plan: QuantPlan, data: Any, *, samples: int = 2
         graph: the captured network.
         plan: made for it.
         data: calibration batches in any form `calibrate` takes.
-        samples: how many of them to use, from the beginning.
+        samples: how many of them to use at most, from the beginning; fewer where the values of a layer would take more
+            than 512 MB, since those of all samples are held at once.
         progress: show a progress bar, if the error output is a terminal.
 
     Raises:
@@ -201,7 +227,7 @@ def correct_biases(graph: Graph, plan: QuantPlan, data: Any, *, samples: int = 2
     """
     expect(graph, Graph, "graph", "detent.capture")
     expect(plan, QuantPlan, "plan", "detent.plan or QuantPlan.load")
-    batches = first_samples(graph, data, samples, parts=4)
+    batches = first_samples(graph, data, min(samples, _samples_held(graph)), parts=4)
     placement = place(graph, load_target(plan.target))
     layers = [
         name for name, point in correctable_layers(graph, placement).items() if not plan.weights[point.layer].frozen
@@ -222,6 +248,23 @@ def correct_biases(graph: Graph, plan: QuantPlan, data: Any, *, samples: int = 2
             f"(squared error {with_:.3g}, {without:.3g} without) and was left out"
         ]
     return replace(corrected, notes=tuple(dict.fromkeys([*plan.notes, *notes])))
+
+
+def correct_as_asked(
+    graph: Graph, plan: QuantPlan, data: Any, config: QuantizationConfig, *, progress: bool
+) -> QuantPlan:
+    """`correct_biases` by the options; where nobody asked for it, too few samples are a note and no error."""
+    least = 2 if graph.batch.dynamic else 2 * graph.batch.size
+    if config.bias_correction == "auto" and plan.samples < least:
+        note = f"biases were corrected by means only: what is left is measured on {least} samples or more"
+        return replace(plan, notes=(*plan.notes, note))
+    return correct_biases(graph, plan, data, samples=config.bias_correction_samples, progress=progress)
+
+
+def _samples_held(graph: Graph) -> int:
+    """How many samples the largest value is held of, at least 16."""
+    sizes = [math.prod(node.shape) // node.samples for node in graph.nodes() if node.is_float and node.shape]
+    return max(16, _MOST_BYTES // (4 * max(sizes, default=1) or 1))
 
 
 def _decide(

@@ -239,3 +239,36 @@ def test_fixed_batches(model, data):
     corrected = detent.correct_biases(graph, plan, data)
     assert corrected.bias_corrections
     assert all(np.isfinite(one.shift).all() for one in corrected.bias_corrections.values())
+
+
+def test_few_bits_are_corrected_sequentially_unless_something_else_is_asked(model, data):
+    def methods(**options):
+        plan = detent.quantize(model, data, target="default", progress=False, **options).plan
+        # What was tried and did no good left a note.
+        tried = any(note.startswith("sequential bias correction") for note in plan.notes)
+        return {one.method for one in plan.bias_corrections.values()} | ({"sequential"} if tried else set())
+
+    assert methods() == {"analytic"}
+    assert methods(weights_bits=4, bias_correction="analytic") == {"analytic"}
+    assert methods(weights_bits=4, bias_correction="none") == set()
+    assert "sequential" in methods(weights_bits=2)
+    assert "sequential" in methods(activation_bits=3)
+    rule = detent.edit.rule(detent.edit.name("middle"), detent.edit.weights(bits=2))
+    assert "sequential" in methods(rules=[rule])
+
+
+def test_what_nobody_asked_for_does_not_fail_on_few_samples(model, data):
+    plan = detent.quantize(model, data[:1], weights_bits=2, progress=False).plan
+    assert any("2 samples or more" in note for note in plan.notes)
+    with pytest.raises(CalibrationError, match="at least two"):
+        detent.quantize(model, data[:1], weights_bits=2, bias_correction="sequential", progress=False)
+
+
+def test_no_more_samples_than_fit_in_memory(model, data, monkeypatch):
+    graph = detent.capture(model, data[:2])
+    plan = detent.plan(graph, detent.calibrate(graph, data, progress=False), target="imx500", weights_bits=2)
+    monkeypatch.setattr("detent.planning._MOST_BYTES", 8 * 64 * 4 * 100)
+    few = detent.correct_biases(graph, plan, data)
+    assert few == detent.correct_biases(graph, plan, data, samples=100)
+    monkeypatch.undo()
+    assert few != detent.correct_biases(graph, plan, data)

@@ -15,7 +15,7 @@ import detent
 from detent import QuantizationConfig, edit
 from detent.errors import ConfigError
 from detent.exporters import verify_onnx
-from detent.pipeline import reads_moments
+from detent.pipeline import further_passes
 from detent.records.rules import Rule
 from tests.edit.networks import gated, images
 
@@ -451,8 +451,8 @@ def test_one_kernel_may_suit_the_output_of_its_layer(graph: detent.Graph, stats:
     usual = detent.plan(graph, stats, moments=moments, **options)
     assert {layer for layer, entry in plan.weights.items() if entry.metric == "output"} == {"head"}
     assert plan.weights["head"].grid != usual.weights["head"].grid
-    assert reads_moments(graph, "default", QuantizationConfig(**options), [rule])
-    assert not reads_moments(graph, "default", QuantizationConfig(**options))
+    assert further_passes(graph, "default", QuantizationConfig(**options), [rule]).moments
+    assert not further_passes(graph, "default", QuantizationConfig(**options)).moments
     with pytest.raises(ConfigError, match="collect_moments"):
         detent.plan(graph, stats, rules=[rule], **options)
     with pytest.raises(ConfigError, match=r"edit\.weights"):

@@ -45,7 +45,7 @@ def quantize(
     shift_negative: Annotated[
         bool | None, typer.Option("--shift-negative/--no-shift-negative", help="Unsigned codes for SiLU and the like.")
     ] = None,
-    bias_correction: Annotated[str | None, typer.Option(help="none, analytic or sequential.")] = None,
+    bias_correction: Annotated[str | None, typer.Option(help="auto, none, analytic or sequential.")] = None,
     gain_correction: Annotated[str | None, typer.Option(help="auto, none, least_squares or second_moment.")] = None,
     preprocessing: Annotated[
         Path | None, typer.Option(help="JSON with the fields of detent.Preprocessing; the data are raw then.")

@@ -16,7 +16,7 @@ from detent._validation import parse_json
 from detent.config import Preprocessing, QuantizationConfig, resolve_preprocessing
 from detent.errors import FormatError
 from detent.exporters import check_io_type
-from detent.pipeline import reads_moments
+from detent.pipeline import correct_as_asked, further_passes
 from detent.records.files import read_text
 from detent.records.moving import momentum_to_calibrate
 from detent.statistics import first_batch
@@ -79,7 +79,7 @@ def quantize_to_folder(
         with _step(console, "transform"):
             first = detent.calibrate(graph, data, progress=console.is_terminal)
             graph = detent.transform(graph, first, target=target, config=config)
-    wants_moments = reads_moments(graph, target, config, asked)
+    passes = further_passes(graph, target, config, asked)
     partial = out / "calibration.partial"
     if not resume:
         partial.unlink(missing_ok=True)
@@ -99,11 +99,11 @@ def quantize_to_folder(
         statistics.save(out / "statistics.safetensors")
     with _step(console, "plan"):
         shown, moments = console.is_terminal, None
-        if wants_moments:
+        if passes.moments:
             moments = detent.collect_moments(graph, data, samples=config.moment_samples, progress=shown)
         plan = detent.plan(graph, statistics, target=target, config=config, rules=asked, moments=moments)
-        if config.bias_correction == "sequential":
-            plan = detent.correct_biases(graph, plan, data, samples=config.bias_correction_samples, progress=shown)
+        if passes.sequential:
+            plan = correct_as_asked(graph, plan, data, config, progress=shown)
         plan.save(out / "plan.json")
         quantized = detent.apply(graph, plan)
     quantized.summary(console)

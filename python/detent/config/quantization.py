@@ -67,7 +67,8 @@ class QuantizationConfig(FrozenModel):
         shift_negative_ratio: the least output may be at most this part of the signed threshold for that.
         bias_correction: `"analytic"` takes the shift of every layer's mean from the saved statistics; `"sequential"`
             then measures what remains, layer by layer behind quantized predecessors, on a part of the calibration
-            samples; `"none"`.
+            samples (`detent.correct_biases`, which `detent.quantize` calls); `"none"`. `"auto"` is sequential where
+            kernels or activations have fewer than 8 bits, else analytic.
         activation_bias_correction: also take back how far rounding and clipping move the mean of a layer's input.
         activation_bias_correction_threshold: only where that is at least so many per cent of the mean.
         gain_correction: multiply the output channels of kernels, through their steps, by what makes up for rounding:
@@ -105,7 +106,7 @@ class QuantizationConfig(FrozenModel):
     smooth_quant: bool = False
     shift_negative: bool = False
     shift_negative_ratio: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.05
-    bias_correction: Literal["none", "analytic", "sequential"] = "analytic"
+    bias_correction: Literal["auto", "none", "analytic", "sequential"] = "auto"
     activation_bias_correction: bool = False
     activation_bias_correction_threshold: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     gain_correction: Literal["auto", "none", "least_squares", "second_moment"] = "auto"
@@ -219,12 +220,9 @@ class QuantizationConfig(FrozenModel):
             return self.gain_correction
         return "least_squares" if bits < FEW_BITS else "none"
 
-    def samples_kept(self, *, moments: bool) -> int:
-        """How many samples are read again after calibration, from the beginning, if moments are wanted or not."""
-        return max(
-            self.moment_samples if moments else 0,
-            self.bias_correction_samples if self.bias_correction == "sequential" else 0,
-        )
+    def samples_kept(self, *, moments: bool, sequential: bool) -> int:
+        """How many samples are read again after calibration, from the beginning, for either or both of these."""
+        return max(self.moment_samples if moments else 0, self.bias_correction_samples if sequential else 0)
 
     def differences(self) -> dict[str, Any]:
         """The options that differ from their defaults, as plain data; `QuantizationConfig(**differences)` restores."""

@@ -29,10 +29,11 @@ from detent.records.plan import TensorPlan
 from detent.records.statistics import Statistics, TensorStatistics
 from detent.targets import FixedGrid, GridKindName, Target
 from detent.thresholds.channel_limits import narrow_to_channels
+from detent.thresholds.forms import for_kernel, form_of_kernel
 from detent.thresholds.kernel_grids import group_size_of, search_codebook_grid, search_kernel_grid
 from detent.thresholds.moving import clip_at_moving_maximum
 
-__all__ = ["refuse_unoffered", "search_activations", "search_grids", "search_weights", "width_and_metric"]
+__all__ = ["search_activations", "search_grids", "search_weights"]
 
 _OPEN: Final = Choices()
 """Nothing is asked for any tensor."""
@@ -261,8 +262,8 @@ def _plan_weight(
             where=_location(graph, point.layer),
             remedy="check the checkpoint; a network with such weights cannot be quantized",
         )
-    config = _for_kernel(config, choice)
-    kind, bits = _form_of_kernel(point, config, target)
+    config = for_kernel(config, choice)
+    kind, bits = form_of_kernel(point, config, target)
     if choice.limits_by_hand:
         channels = 1 if point.axis is None else weight.shape[point.axis]
         limits = {name: np.broadcast_to(values, channels) for name, values in choice.limits.items()}
@@ -278,72 +279,6 @@ def _plan_weight(
         grid, error = search_kernel_grid(weight.numpy(), kind, bits, point, group_size, config, scores)
     bias_bits = point.bias_bits if grid.has_bias_step else None
     return TensorPlan(grid=grid, error=error, metric=config.metric_of_kernel(bits), bias_bits=bias_bits)
-
-
-def refuse_unoffered(
-    graph: Graph, placement: Placement, target: Target, config: QuantizationConfig, choices: Choices
-) -> None:
-    """Refuse widths, kinds of grids and group sizes that a target does not offer, before any data are read.
-
-    Raises:
-        ConfigError: names the layer and what is offered.
-    """
-    for value, activation in placement.activations.items():
-        choice = choices.of_activation(value)
-        if not (choice.keep_float or choice.grid is not None or choice.bits):
-            activation.rule.choose_bits(config.activation_bits, what="activations", target=target.name)
-    for layer, point in placement.weights.items():
-        choice = choices.of_weights(layer)
-        if layer in choices.kept_weights or choice.keep_float or choice.grid is not None:
-            continue
-        wanted = _for_kernel(config, choice)
-        kind, _ = _form_of_kernel(point, wanted, target)
-        if kind != "lut":
-            shape = tuple(read_tensor(graph.module, point.parameter).shape)
-            group_size_of(point, shape, wanted.weights_group_size, target.name)
-        elif wanted.codebook_scope == "channel":
-            point.rule.require_codebook_per_channel(where=layer, target=target.name)
-
-
-def width_and_metric(
-    point: WeightPoint, choice: TensorChoice, config: QuantizationConfig, target: Target
-) -> tuple[int, str] | None:
-    """The code width a kernel will have and the error its limits minimize; None if it stays in float or is given.
-
-    Raises:
-        ConfigError: the target does not offer the requested grid or width.
-    """
-    if choice.keep_float or choice.grid is not None:
-        return None
-    wanted = _for_kernel(config, choice)
-    bits = _form_of_kernel(point, wanted, target)[1]
-    return bits, wanted.metric_of_kernel(bits)
-
-
-def _form_of_kernel(point: WeightPoint, config: QuantizationConfig, target: Target) -> tuple[str, int]:
-    """Kind of grid and code width."""
-    kind = _kind_of(config) or point.rule.kind
-    point.rule.require_kind(kind, where=point.layer, target=target.name)
-    what = "codebooks" if kind == "lut" else "weights"
-    bits = point.rule.choose_bits(config.weights_bits, what=what, target=target.name, kind=kind, where=point.layer)
-    return kind, bits
-
-
-def _for_kernel(config: QuantizationConfig, choice: TensorChoice) -> QuantizationConfig:
-    """The configuration as it is for a kernel of which something is asked."""
-    asked = {
-        "weights_bits": choice.bits,
-        "weights_grid": choice.kind,
-        "weights_metric": choice.metric,
-        "weights_group_size": choice.group_size,
-        "p": choice.p,
-    }
-    return config.model_copy(update={name: value for name, value in asked.items() if value is not None})
-
-
-def _kind_of(config: QuantizationConfig) -> str | None:
-    """The kind of kernel grids asked for; codebooks are one kind, whatever their thresholds."""
-    return "lut" if config.weights_grid == "lut_power_of_two" else config.weights_grid
 
 
 def _location(graph: Graph, name: str) -> str:
