@@ -52,21 +52,14 @@ LEVERS: dict[str, dict[str, Any]] = {
     "analytic bias correction": ANALYTIC,
     "analytic, activations too": {**ANALYTIC, "activation_bias_correction": True},
     "sequential bias correction": {**PLAIN, "bias_correction": "sequential"},
+    "defaults, analytic correction only": {"bias_correction": "analytic"},
     "defaults": {},
     "defaults + cross-layer": {"equalization": "cross_layer"},
-    "defaults + cross-layer + sequential": {"equalization": "cross_layer", "bias_correction": "sequential"},
     "all of them": {
         "relu_bound_to_power_of_2": True,
         "equalization": "cross_layer",
         "bias_absorption": True,
         "activation_bias_correction": True,
-    },
-    "all of them + sequential": {
-        "relu_bound_to_power_of_2": True,
-        "equalization": "cross_layer",
-        "bias_absorption": True,
-        "activation_bias_correction": True,
-        "bias_correction": "sequential",
     },
     "defaults, codebooks": {"weights_grid": "lut"},
     "defaults, codebooks per channel": {"weights_grid": "lut", "codebook_scope": "channel"},
@@ -98,9 +91,8 @@ def passes_of(choices: dict[str, Any], samples: int) -> float:
     """Passes over the calibration data beyond the calibration itself, with kernels of few bits."""
     config = detent.QuantizationConfig(**choices)
     moments = config.metric_of_kernel(4) == "output" or config.gain_of_kernel(4) != "none"
-    read = config.moment_samples * moments + 2 * config.bias_correction_samples * (
-        config.bias_correction == "sequential"
-    )
+    sequential = config.bias_correction in ("auto", "sequential")
+    read = config.moment_samples * moments + 2 * config.bias_correction_samples * sequential
     return round(config.rewrites_by_statistics + min(read, 3 * samples) / samples, 2)
 
 
