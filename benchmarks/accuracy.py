@@ -2,8 +2,9 @@
 
     python benchmarks/accuracy.py [--data FOLDER] [--networks ...] [--targets ...] [--samples 512] [--images 5000]
 
-One calibration per network; every metric, z-score and target is planned from it without another forward pass. Plans
-that put every tensor on the same grid are evaluated once. Rows go to `benchmarks/results/accuracy.json`.
+One calibration per network; every metric, z-score and target is planned from it without another forward pass, and
+without bias correction, so that the choice of limits is seen alone. Plans that put every tensor on the same grid are
+evaluated once. Rows go to `benchmarks/results/accuracy.json`.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ def measure(zoo: Any, network: str, options: argparse.Namespace) -> dict[str, An
             for z in Z_SCORES:
                 start = time.perf_counter()
                 extra = {"p": LP_EXPONENT} if metric == "lp" else {}
-                plan = detent.plan(graph, stats, target=target, activation_metric=metric, z_threshold=z, **extra)
+                choices = {"activation_metric": metric, "z_threshold": z, "bias_correction": "none", **extra}
+                plan = detent.plan(graph, stats, target=target, **choices)
                 plan_s = time.perf_counter() - start
                 key = grid_key(plan)
                 if key not in seen:

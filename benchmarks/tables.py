@@ -96,7 +96,10 @@ def render() -> str:
         lines += [
             f"**{name}**, float top-1 {network['float_top1']:.2f} on {network['images']} CIFAR-10 test images, W8A8,"
         ]
-        lines += [f"{network['calibration_samples']} calibration images, all rows from one calibration:", ""]
+        lines += [
+            f"{network['calibration_samples']} calibration images, all rows from one calibration, no bias correction:",
+            "",
+        ]
         lines += [*accuracy_rows(network), ""]
     levers = {**load("corrections").get("networks", {}), **load("silu").get("networks", {})}
     for name, network in levers.items():
