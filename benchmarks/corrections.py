@@ -46,6 +46,8 @@ LEVERS: dict[str, dict[str, Any]] = {
     "activation equalization": {**PLAIN, "equalization": "activations"},
     "cross-layer equalization": {**PLAIN, "equalization": "cross_layer"},
     "bias absorption": {**PLAIN, "bias_absorption": True},
+    "moving maximum": {**PLAIN, "activation_metric": "moving_maximum"},
+    "activation steps per channel": {**PLAIN, "activation_per_channel": True},
     "thresholds by the output": {**PLAIN, "weights_metric": "output"},
     "gains, least squares": {**PLAIN, "gain_correction": "least_squares"},
     "gains, second moment": {**PLAIN, "gain_correction": "second_moment"},
@@ -68,7 +70,8 @@ LEVERS: dict[str, dict[str, Any]] = {
 
 def target_with(kind: str) -> dict[str, Any]:
     """`imx500` with activations of a kind of grid, in 8 and 4 bits."""
-    activations = {"kind": kind, "bits": [8, 4], "signed": False if kind == "uniform" else None}
+    signed = False if kind == "uniform" else None
+    activations = {"kind": kind, "bits": [8, 4], "signed": signed, "per_channel": True}
     # What imx500 says about the widths of single operations is taken back; its kernels have 8 and 4 bits among others.
     kernels = {"kind": "symmetric", "bits": [8, 4, 2], "codebook_bits": [4], "codebooks_per_channel": True}
     own = {"activations": activations, "input_bits": None}

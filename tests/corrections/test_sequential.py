@@ -188,6 +188,8 @@ def test_only_what_a_relu_lets_through_counts(model, data):
         (nn.ReLU(), (0, float("inf"))),
         (nn.ReLU6(), (0, 6)),
         (nn.Hardtanh(-2, 3), (-2, 3)),
+        (nn.Hardswish(), (-3, float("inf"))),
+        (nn.Hardsigmoid(), (-3, 3)),
         (nn.SiLU(), None),
         (nn.Identity(), None),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import inf
+from typing import Final
 
 import torch
 from torch import fx
@@ -11,6 +12,9 @@ from detent.graph.graph import Graph, GraphNode
 from detent.graph.roles import argument, op_name
 
 __all__ = ["is_clamp", "limits", "limits_behind"]
+
+_FLAT_OUTSIDE: Final = {"relu": (0.0, inf), "hardswish": (-3.0, inf), "hardsigmoid": (-3.0, 3.0)}
+"""Activations that are constant outside of some limits, besides clamps."""
 
 
 def is_clamp(item: GraphNode) -> bool:
@@ -34,7 +38,7 @@ def limits(graph: Graph, item: GraphNode) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def limits_behind(graph: Graph, layer: GraphNode) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """The limits outside of which nothing sees a value, where a ReLU or clamp is all that reads it; None elsewhere.
+    """The limits outside of which nothing sees a value, where all that reads it is constant there; None elsewhere.
 
     Args:
         graph: the network.
@@ -47,6 +51,7 @@ def limits_behind(graph: Graph, layer: GraphNode) -> tuple[torch.Tensor, torch.T
     reader = next((node for node in graph.nodes() if node.node is users[0]), None) if len(users) == 1 else None
     if reader is None or reader.op is None or reader.data != (layer.node,):
         return None
-    if reader.op.name == "relu":
-        return torch.tensor(0.0).double(), torch.tensor(inf).double()
+    if reader.op.name in _FLAT_OUTSIDE:
+        lower, upper = _FLAT_OUTSIDE[reader.op.name]
+        return torch.tensor(lower).double(), torch.tensor(upper).double()
     return limits(graph, reader) if is_clamp(reader) else None
