@@ -97,12 +97,15 @@ def test_forms_of_a_kernel_with_several_users_weigh_their_patches(data: torch.Te
 def test_the_same_bits_for_any_batches_and_threads(data: torch.Tensor) -> None:
     graph = detent.capture(network(), data[:2])
     whole = detent.collect_moments(graph, data).to_bytes()
-    before = num_threads()
+    before, of_torch = num_threads(), torch.get_num_threads()
     try:
         set_num_threads(3)
         assert detent.collect_moments(graph, list(data.split(7))).to_bytes() == whole
+        torch.set_num_threads(1)
+        assert detent.collect_moments(graph, data).to_bytes() == whole
     finally:
         set_num_threads(before)
+        torch.set_num_threads(of_torch)
     assert detent.collect_moments(graph, data, samples=20).to_bytes() != whole
 
 

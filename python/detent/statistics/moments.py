@@ -58,9 +58,11 @@ def collect_moments(
     run = _Run(Executor(graph.module, sources, graph.name_of), batches, sizes, seed)
     sides = [[_Tally(graph, layer, sources.index(layer.data[0])) for layer in layers] for _ in range(_SIDES)]
     run.executor.show_constants(run.observer(sides[0], 0))
+    # Operators that draw random numbers would draw others if two batches ran at the same time.
+    workers = 1 if run.executor.draws_random_numbers else min(_SIDES, torch.get_num_threads())
     with (
         progress_bar("collecting moments", "samples", sum(sizes), wanted=progress) as run.show,
-        sharing_cores(min(_SIDES, torch.get_num_threads()), "detent-moments") as pool,
+        sharing_cores(workers, "detent-moments") as pool,
     ):
         tasks = [pool.submit(run.add, side, number) for number, side in enumerate(sides)]
         try:
