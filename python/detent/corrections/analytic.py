@@ -43,8 +43,9 @@ def correct_analytically(
 ) -> tuple[dict[str, BiasCorrection], list[str]]:
     """The correction of every layer with a quantized kernel that is not frozen, and a note for each that has none.
 
-    The means per channel of the statistics serve, with zero padding taken for part of the data: at the border the mean
-    is smaller than assumed. Where they are lacking the moments do, which see fewer samples and positions, and padding.
+    The means per channel of the statistics serve, which see all samples and positions. Layers that pad their input take
+    those of the moments if there are any, since these see the padding too; without moments padding is taken for part of
+    the data, and at the border the mean is smaller than assumed.
 
     Args:
         graph: the captured network.
@@ -93,12 +94,20 @@ def _of_kernel(
     """How far the mean of a layer's output moves by an error of its kernel: float64 `[C_out]`, None if unknown."""
     observed = statistics.tensors.get(graph.name_of(bias_input(graph, layer)))
     mean = None if observed is None or not has_means_of_inputs(graph, layer) else observed.channel_mean
-    if mean is not None:
-        # What a rewrite added to the input is taken back exactly when the plan is applied.
-        return _moved(layer, error, np.asarray(mean, np.float64) - layer.node.meta.get(COMPENSATED, 0.0))
-    if moments is not None and layer.name in moments:
+    if moments is not None and layer.name in moments and (mean is None or _meets_a_border(layer)):
         return moments[layer.name].mean_of(kernel_rows(layer, error)).reshape(-1)
-    return None
+    if mean is None:
+        return None
+    # What a rewrite added to the input is taken back exactly when the plan is applied.
+    return _moved(layer, error, np.asarray(mean, np.float64) - layer.node.meta.get(COMPENSATED, 0.0))
+
+
+def _meets_a_border(layer: GraphNode) -> bool:
+    """Whether some outputs meet fewer elements of the input than others."""
+    if layer.kind != "conv":
+        return layer.kind == "conv_transposed"
+    padding = argument(layer.node, "padding")
+    return padding != "valid" if isinstance(padding, str) else bool(np.any(padding))
 
 
 def _inputs(layer: GraphNode, kernel: npt.NDArray[np.float32]) -> int:
