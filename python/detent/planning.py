@@ -24,7 +24,7 @@ from detent.corrections import (
     outputs_of,
 )
 from detent.edit import Rule, resolve_changes, resolve_rules
-from detent.errors import ConfigError
+from detent.errors import CalibrationError, ConfigError
 from detent.graph import Graph
 from detent.graph.biases import bias_input, correctable_layers
 from detent.graph.placement import Placement, place
@@ -226,8 +226,15 @@ def correct_biases(graph: Graph, plan: QuantPlan, data: Any, *, samples: int = 2
         ConfigError: the plan is not for this graph.
     """
     expect(graph, Graph, "graph", "detent.capture")
-    expect(plan, QuantPlan, "plan", "detent.plan or QuantPlan.load")
+    check_plan_is_of(plan, graph.fingerprint(), "plan")
+    if type(samples) is not int or samples < 1:
+        raise ConfigError(f"`samples` must be a whole number from 1, got {samples!r}")
     batches = first_samples(graph, data, min(samples, _samples_held(graph)), parts=4)
+    if len(batches) < 2:
+        raise CalibrationError(
+            "the samples make one batch, which cannot be split into some to correct for and some to judge by",
+            remedy=f"give at least {_least_samples(graph)} samples, or use analytic bias correction",
+        )
     placement = place(graph, load_target(plan.target))
     layers = [
         name for name, point in correctable_layers(graph, placement).items() if not plan.weights[point.layer].frozen
@@ -236,6 +243,8 @@ def correct_biases(graph: Graph, plan: QuantPlan, data: Any, *, samples: int = 2
     held_out = max(1, len(batches) // 4)
     with progress_bar("correcting biases", "layers", len(layers), wanted=progress) as show:
         found = correct_sequentially(graph, before, layers, batches, held_out, show)
+    if not found.corrections:
+        return replace(plan, notes=tuple(dict.fromkeys([*plan.notes, *found.notes])))
     added = {name: one.added_to(plan.bias_corrections.get(name)) for name, one in found.corrections.items()}
     corrected, notes = replace(plan, bias_corrections={**plan.bias_corrections, **added}), found.notes
     # Assembled anew, since biases are rounded to codes there.
@@ -254,11 +263,16 @@ def correct_as_asked(
     graph: Graph, plan: QuantPlan, data: Any, config: QuantizationConfig, *, progress: bool
 ) -> QuantPlan:
     """`correct_biases` by the options; where nobody asked for it, too few samples are a note and no error."""
-    least = 2 if graph.batch.dynamic else 2 * graph.batch.size
+    least = _least_samples(graph)
     if config.bias_correction == "auto" and plan.samples < least:
         note = f"biases were corrected by means only: what is left is measured on {least} samples or more"
         return replace(plan, notes=(*plan.notes, note))
     return correct_biases(graph, plan, data, samples=config.bias_correction_samples, progress=progress)
+
+
+def _least_samples(graph: Graph) -> int:
+    """As many as make two batches."""
+    return 2 if graph.batch.dynamic else 2 * graph.batch.size
 
 
 def _samples_held(graph: Graph) -> int:

@@ -126,3 +126,13 @@ def test_a_dead_input_leaves_gains_at_one() -> None:
     assert gain is not None
     assert gain[2] == 1
     assert bool(torch.isfinite(detent.apply(graph, plan)(data)).all())
+
+
+def test_plans_with_gains_can_be_compared() -> None:
+    _, _, graph, stats, moments = setup("conv")
+    plan, again = (planned(graph, stats, moments, "least_squares") for _ in range(2))
+    assert plan == again == QuantPlan.from_json(plan.to_json())
+    ((name, entry),) = plan.weights.items()
+    assert entry == again.weights[name]
+    assert entry != planned(graph, stats, moments, "second_moment").weights[name]
+    assert entry != planned(graph, stats, moments, "none").weights[name]

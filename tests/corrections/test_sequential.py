@@ -12,7 +12,7 @@ from torch import nn
 import detent
 from detent.corrections import correct_sequentially, output_error, outputs_of
 from detent.corrections.sequential import _judge
-from detent.errors import CalibrationError
+from detent.errors import CalibrationError, ConfigError
 from detent.graph.clamps import limits_behind
 
 OPTIONS = {"target": "imx500", "weights_bits": 2, "progress": False}
@@ -229,7 +229,7 @@ def test_few_samples(model, data):
     graph = detent.capture(model, data[:2])
     plan = detent.plan(graph, detent.calibrate(graph, data, progress=False), target="imx500")
     assert set(detent.correct_biases(graph, plan, data[:2]).bias_corrections) <= set(plan.weights)
-    with pytest.raises(CalibrationError, match="at least two"):
+    with pytest.raises(CalibrationError, match="at least 2 samples"):
         detent.correct_biases(graph, plan, data[:1])
     with pytest.raises(CalibrationError, match="empty"):
         detent.correct_biases(graph, plan, [])
@@ -262,7 +262,7 @@ def test_few_bits_are_corrected_sequentially_unless_something_else_is_asked(mode
 def test_what_nobody_asked_for_does_not_fail_on_few_samples(model, data):
     plan = detent.quantize(model, data[:1], weights_bits=2, progress=False).plan
     assert any("2 samples or more" in note for note in plan.notes)
-    with pytest.raises(CalibrationError, match="at least two"):
+    with pytest.raises(CalibrationError, match="at least 2 samples"):
         detent.quantize(model, data[:1], weights_bits=2, bias_correction="sequential", progress=False)
 
 
@@ -274,3 +274,36 @@ def test_no_more_samples_than_fit_in_memory(model, data, monkeypatch):
     assert few == detent.correct_biases(graph, plan, data, samples=100)
     monkeypatch.undo()
     assert few != detent.correct_biases(graph, plan, data)
+
+
+def test_data_that_are_not_finite_are_refused(model, data):
+    graph = detent.capture(model, data[:2])
+    plan = detent.plan(graph, detent.calibrate(graph, data, progress=False), weights_bits=2)
+    for sample in (0, 255):  # among those corrected for, and among those that judge
+        bad = data.clone()
+        bad[sample, 0, 0, 0] = float("nan")
+        with pytest.raises(CalibrationError, match="NaN"):
+            detent.correct_biases(graph, plan, bad, progress=False)
+
+
+def test_arguments_that_do_not_fit_are_refused(model, data):
+    graph = detent.capture(model, data[:2])
+    stats = detent.calibrate(graph, data, progress=False)
+    other = detent.capture(nn.Sequential(nn.Conv2d(3, 4, 3)).eval(), data[:2])
+    plan = detent.plan(graph, stats)
+    with pytest.raises(ConfigError, match="another model"):
+        detent.correct_biases(other, plan, data)
+    for samples in (0, -3, 2.5, float("nan"), "5", None, True):
+        with pytest.raises(ConfigError, match="whole number"):
+            detent.correct_biases(graph, plan, data, samples=samples)
+    fixed = detent.capture(model, data[:32], dynamic_batch=False)
+    plan = detent.plan(fixed, detent.calibrate(fixed, data, progress=False))
+    with pytest.raises(CalibrationError, match="exactly 32"):
+        detent.correct_biases(fixed, plan, data[:20])
+    with pytest.raises(CalibrationError, match="at least 64 samples"):
+        detent.correct_biases(fixed, plan, data[:48])
+
+
+def test_nothing_to_correct_is_no_failure(data):
+    plan = detent.quantize(nn.ReLU(), data, bias_correction="sequential", progress=False).plan
+    assert not any("sequential" in note for note in plan.notes)

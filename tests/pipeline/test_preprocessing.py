@@ -118,3 +118,12 @@ def test_operators_in_float_are_noted() -> None:
     qmodel = detent.quantize(network(), images(), target="tensorrt", preprocessing=record, progress=False)
     assert any("raw input input is prepared in float here on tensorrt" in note for note in qmodel.notes)
     assert any("the standard deviation in float" in note for note in qmodel.notes)
+
+
+def test_values_beyond_the_declared_range_are_noted() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3)).eval()
+    raw = (torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 255).round().to(torch.uint8)
+    for limits, noted in (((0, 100), True), ((0, 255), False)):
+        record = detent.Preprocessing(scale=1 / 255, dtype="uint8", range=limits)
+        plan = detent.quantize(model, raw, target="tflite", preprocessing=record, progress=False).plan
+        assert any("beyond is clipped" in note for note in plan.notes) is noted

@@ -124,6 +124,9 @@ def test_saved_and_loaded(data: torch.Tensor, tmp_path) -> None:
     found = detent.collect_moments(graph, data)
     found.save(tmp_path / "m.safetensors")
     assert InputMoments.load(tmp_path / "m.safetensors").to_bytes() == found.to_bytes()
+    assert (
+        InputMoments.load(tmp_path / "m.safetensors") == found != detent.collect_moments(graph, data, seed=1, samples=9)
+    )
     raw = bytearray((tmp_path / "m.safetensors").read_bytes())
     raw[-3] ^= 1
     (tmp_path / "m.safetensors").write_bytes(bytes(raw))
@@ -188,3 +191,18 @@ def test_planning_without_moments_says_what_it_does_instead(data: torch.Tensor) 
     assert {entry.metric for entry in plan.weights.values()} == {"mse"}
     assert any("thresholds of 0, 2, 4 suit the weights only" in note for note in plan.notes)
     assert any("kernels of 0, 2, 4 have no gains" in note for note in plan.notes)
+
+
+def test_wrong_arguments_are_refused(data: torch.Tensor) -> None:
+    graph = detent.capture(network(), data[:2])
+    for samples in (0, -3, 2.5, float("nan"), "5", None, True):
+        with pytest.raises(ConfigError, match="`samples`"):
+            detent.collect_moments(graph, data, samples=samples)  # type: ignore[arg-type]
+    for seed in (-3, 2.5, None, "5"):
+        with pytest.raises(ConfigError, match="`seed`"):
+            detent.collect_moments(graph, data, seed=seed)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="must be a Graph"):
+        detent.collect_moments("graph", data)  # type: ignore[arg-type]
+    fixed = detent.capture(network(), data[:16], dynamic_batch=False)
+    with pytest.raises(CalibrationError, match="exactly 16"):
+        detent.collect_moments(fixed, data[:10])

@@ -66,13 +66,11 @@ def correct_sequentially(
         show: told how many layers are done.
 
     Raises:
-        CalibrationError: there are no batches to correct for, or none to judge by.
+        CalibrationError: a layer's output holds NaN or infinity.
+        ValueError: there are no batches to correct for, or none to judge by.
     """
     if not 0 < held_out < len(batches):
-        raise CalibrationError(
-            f"{len(batches)} batches cannot be split into some to correct for and {held_out} to judge by",
-            remedy="give at least two batches of samples, or use analytic bias correction",
-        )
+        raise ValueError(f"{held_out} of {len(batches)} batches cannot be held out")
     nodes = [graph.find(name) for name in layers]
     limits = [_limits_behind(graph, node) for node in nodes]
     found = Sequential(corrections={}, notes=[], wanted={})
@@ -83,6 +81,12 @@ def correct_sequentially(
         axis = nodes[index].channel_axis
         assert axis is not None
         with torch.inference_mode():
+            if not all(bool(value.isfinite().all()) for value in ours):
+                raise CalibrationError(
+                    "the output of the layer holds NaN or infinity",
+                    where=layers[index],
+                    remedy="look for such values in the data; detent.calibrate names the sample",
+                )
             judged = _judge(ours, values, axis, held_out, limits[index])
             for value in values if judged.better else ():
                 value.add_(_along(judged.shift, value, axis))

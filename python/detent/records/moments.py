@@ -125,6 +125,11 @@ class InputMoments(Mapping[str, LayerMoments]):
     def __len__(self) -> int:
         return len(self.layers)
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, InputMoments) and self.to_bytes() == other.to_bytes()
+
+    __hash__ = None  # type: ignore[assignment]
+
     def __repr__(self) -> str:
         return f"InputMoments({len(self.layers)} layers, {self.samples} samples)"
 

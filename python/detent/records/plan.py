@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -51,7 +51,7 @@ _KEYS: Final = (
 _OPTIONAL: Final = frozenset({"rules", "preprocessing", "bias_corrections"})
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class TensorPlan:
     """What is decided for one tensor.
 
@@ -73,6 +73,14 @@ class TensorPlan:
     bias_bits: int | None = None
     frozen: bool = False
     gain: npt.NDArray[np.float32] | None = None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TensorPlan) and all(
+            np.array_equal(mine, theirs) if isinstance(mine, np.ndarray) else mine == theirs
+            for mine, theirs in ((getattr(self, item.name), getattr(other, item.name)) for item in fields(self))
+        )
+
+    __hash__ = None  # type: ignore[assignment]
 
     def to_dict(self) -> dict[str, Any] | str:
         """Plain data; a tensor kept in float is the word `"float"`."""

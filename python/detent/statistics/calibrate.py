@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from detent.errors import CalibrationError, ConfigError, FormatError
 from detent.graph import Graph
 from detent.graph.executor import Executor
+from detent.graph.names import RANGE
 from detent.records.files import check_writable
 from detent.records.moving import require_momentum
-from detent.records.statistics import Statistics
+from detent.records.statistics import Statistics, TensorStatistics
 from detent.statistics.batches import Batch, SampleDigest, SampleQueue, pad
 from detent.statistics.checkpoint import Checkpoint, read_checkpoint
 from detent.statistics.collector import Collector, merge
@@ -127,8 +128,19 @@ class _Run:
         """What has been counted so far; no batch may be on its way."""
         collected = self._collectors[0].moving
         moving = None if collected is None else collected.record()
-        notes = (*self._notes, *(() if moving is None else (moving.note,)))
-        return Statistics(merge(self._collectors), self._counted.samples, self._fingerprint, notes, moving)
+        merged = merge(self._collectors)
+        notes = (*self._notes, *self._beyond_declared(merged), *(() if moving is None else (moving.note,)))
+        return Statistics(merged, self._counted.samples, self._fingerprint, notes, moving)
+
+    def _beyond_declared(self, seen: Mapping[str, TensorStatistics]) -> Iterator[str]:
+        """A note for each input whose values leave the range that was declared for it."""
+        for observation in self._observations:
+            name, limits = observation.name, observation.value.node.meta.get(RANGE)
+            if limits is not None and (seen[name].minimum < limits[0] or seen[name].maximum > limits[1]):
+                yield (
+                    f"{name}: values from {seen[name].minimum:g} to {seen[name].maximum:g} were seen, and the declared "
+                    f"range ends at {limits[0]:g} and {limits[1]:g}: what lies beyond is clipped"
+                )
 
     def _pull(self, queue: SampleQueue, most: int) -> Batch:
         """The next batch: of at most so many samples, or the user's own."""

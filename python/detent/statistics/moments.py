@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from detent.errors import CalibrationError
+from detent.errors import CalibrationError, ConfigError
 from detent.graph import Graph, GraphNode
 from detent.graph.executor import Executor, Observer
 from detent.graph.patches import Windows, has_rows
@@ -50,7 +50,12 @@ def collect_moments(
 
     Raises:
         CalibrationError: the data are empty or do not fit the model, or a layer's input is not finite.
+        ConfigError: `samples` or `seed` is no such number.
     """
+    if not isinstance(graph, Graph):
+        raise ConfigError(f"`graph` must be a Graph, got a {type(graph).__name__}", remedy="call detent.capture first")
+    if type(seed) is not int or seed < 0:
+        raise ConfigError(f"`seed` must be a whole number from 0, got {seed!r}")
     batches = first_samples(graph, data, samples, parts=4)
     sizes = [_samples(batch, graph) for batch in batches]
     layers = [node for node in graph.nodes() if has_rows(node)]
@@ -153,7 +158,11 @@ class _Tally:
         else:
             self._add_blocks(patches, blocks, size)
         if not bool(np.isfinite(self._sums).all()):
-            raise CalibrationError("the input of the layer holds NaN or infinity", where=self.layer.name)
+            raise CalibrationError(
+                "the input of the layer holds NaN or infinity",
+                where=self.layer.name,
+                remedy="look for such values in the data; detent.calibrate names the sample",
+            )
 
     def _add_blocks(self, patches: npt.NDArray[np.float32], blocks: int, size: int) -> None:
         lacking = blocks * size - patches.shape[2]

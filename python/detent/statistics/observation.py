@@ -71,6 +71,8 @@ def observed_values(graph: Graph, names: Collection[str] | None, notes: list[str
     """
     if isinstance(names, str):
         raise ConfigError("`values` must be a list of names, not one string", remedy=f"write [{names!r}]")
+    if names is not None and not isinstance(names, Collection):
+        raise ConfigError(f"`values` must be a list of names, got {names!r}")
     observable = [value for value in graph.nodes() if value.dtype == torch.float32]
     if names is not None:
         for name in names:

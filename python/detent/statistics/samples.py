@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from detent.errors import CalibrationError, ConfigError
 from detent.graph import Graph
 from detent.statistics.batches import Batch, SampleQueue
 from detent.statistics.data import Data, checked_batches
@@ -46,8 +47,11 @@ def first_samples(graph: Graph, data: Data, count: int, *, parts: int, batch_siz
         batch_size: samples in a batch.
 
     Raises:
-        CalibrationError: the data are empty or do not fit the model.
+        CalibrationError: the data are empty or do not fit the model, or fill no batch of a fixed size.
+        ConfigError: `count` is no whole number from 1.
     """
+    if type(count) is not int or count < 1:
+        raise ConfigError(f"`samples` must be a whole number from 1, got {count!r}")
     queue = SampleQueue(checked_batches(data, graph, []), graph.inputs)
     if not graph.batch.dynamic:
         batch_size = graph.batch.size
@@ -57,6 +61,11 @@ def first_samples(graph: Graph, data: Data, count: int, *, parts: int, batch_siz
     if graph.batch.dynamic:
         batch_size = max(1, min(batch_size, found // parts))
     else:
+        if found < batch_size:
+            raise CalibrationError(
+                f"the model takes exactly {batch_size} samples at a time, and there are {found}",
+                remedy=f"give {batch_size} samples or more, or capture the model with a dynamic batch",
+            )
         found -= found % batch_size
     return [
         [
