@@ -15,12 +15,13 @@ from torch.export import ExportedProgram
 
 from detent._arguments import expect, reference_of
 from detent.config import Preprocessing, QuantizationConfig, resolve_preprocessing
+from detent.correcting import correct_as_asked, correct_biases
 from detent.edit import Rule
 from detent.errors import ConfigError
 from detent.graph import Graph
 from detent.graph import capture as capture_graph
 from detent.graph.example import normalize_example
-from detent.planning import correct_as_asked, correct_biases, further_passes, plan, revise, values_to_observe
+from detent.planning import further_passes, plan, revise, values_to_observe
 from detent.quantized import QuantizedModel, assemble
 from detent.records.moving import momentum_to_calibrate
 from detent.records.plan import QuantPlan

@@ -1,4 +1,4 @@
-"""Planning: from statistics to a `QuantPlan`, anew or revised, and biases corrected behind it. No grid is applied here.
+"""Planning: from statistics to a `QuantPlan`, anew or revised. No data are read and no grid is applied here.
 
 The stages of a plan follow each other in `_decide`: grids, limits that suit the outputs, room for biases, gains, steps
 without ties, bias corrections. Each sees the grids as the one before left them.
@@ -6,11 +6,10 @@ without ties, bias corrections. Each sees the grids as the one before left them.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from detent._arguments import check_plan_is_of, expect, fingerprint_of, reference_of
 from detent.config import QuantizationConfig
@@ -18,25 +17,20 @@ from detent.config.quantization import FEW_BITS
 from detent.corrections import (
     correct_analytically,
     correct_gains,
-    correct_sequentially,
     corrections_of,
-    output_error,
-    outputs_of,
 )
 from detent.edit import Rule, resolve_changes, resolve_rules
-from detent.errors import CalibrationError, ConfigError
+from detent.errors import ConfigError
 from detent.graph import Graph
 from detent.graph.biases import bias_input, correctable_layers
-from detent.graph.placement import Placement, place
+from detent.graph.placement import Placement
 from detent.graph.policy import place_as_asked
-from detent.quantized import assemble
 from detent.records.choices import Choices
 from detent.records.hessians import HessianScores
 from detent.records.moments import InputMoments
 from detent.records.plan import QuantPlan, TensorPlan
 from detent.records.rules import checked_rules
 from detent.records.statistics import Statistics
-from detent.statistics import first_samples, progress_bar
 from detent.targets import Target, load_target
 from detent.thresholds import (
     avoid_ties,
@@ -50,16 +44,11 @@ from detent.thresholds import (
 
 __all__ = [
     "FurtherPasses",
-    "correct_as_asked",
-    "correct_biases",
     "further_passes",
     "plan",
     "revise",
     "values_to_observe",
 ]
-
-_MOST_BYTES: Final = 512 << 20
-"""Memory of one value of all samples that biases are corrected with."""
 
 
 def plan(
@@ -124,7 +113,7 @@ class FurtherPasses:
 
     Args:
         moments: `plan` makes use of moments of the layers' inputs, for an option, a rule, or kernels of few bits.
-        sequential: biases are to be corrected by `correct_biases`.
+        sequential: biases are to be corrected by `detent.correct_biases`.
     """
 
     moments: bool
@@ -203,82 +192,6 @@ def values_to_observe(
         layers = map(graph.find, correctable_layers(graph, placement))
         needed += [graph.name_of(bias_input(graph, layer)) for layer in layers]
     return tuple(dict.fromkeys(needed))
-
-
-def correct_biases(graph: Graph, plan: QuantPlan, data: Any, *, samples: int = 256, progress: bool = True) -> QuantPlan:
-    """A plan whose biases make up for quantization, layer by layer behind quantized and corrected predecessors.
-
-    Runs the float and the quantized network once over the samples, with the corrections that the plan has, and adds to
-    them. The last quarter of the samples judges: a layer's correction that does not help there is left out, and so are
-    all of them if they bring the outputs of the network no closer to float. Notes name what was left out. Layers whose
-    kernel is frozen stay as they are.
-
-    Args:
-        graph: the captured network.
-        plan: made for it.
-        data: calibration batches in any form `calibrate` takes.
-        samples: how many of them to use at most, from the beginning; fewer where the values of a layer would take more
-            than 512 MB, since those of all samples are held at once.
-        progress: show a progress bar, if the error output is a terminal.
-
-    Raises:
-        CalibrationError: there are fewer than two samples, or they do not fit the model.
-        ConfigError: the plan is not for this graph.
-    """
-    expect(graph, Graph, "graph", "detent.capture")
-    check_plan_is_of(plan, graph.fingerprint(), "plan")
-    if type(samples) is not int or samples < 1:
-        raise ConfigError(f"`samples` must be a whole number from 1, got {samples!r}")
-    batches = first_samples(graph, data, min(samples, _samples_held(graph)), parts=4)
-    if len(batches) < 2:
-        raise CalibrationError(
-            "the samples make one batch, which cannot be split into some to correct for and some to judge by",
-            remedy=f"give at least {_least_samples(graph)} samples, or use analytic bias correction",
-        )
-    placement = place(graph, load_target(plan.target))
-    layers = [
-        name for name, point in correctable_layers(graph, placement).items() if not plan.weights[point.layer].frozen
-    ]
-    before = assemble(graph, plan).graph_module
-    held_out = max(1, len(batches) // 4)
-    with progress_bar("correcting biases", "layers", len(layers), wanted=progress) as show:
-        found = correct_sequentially(graph, before, layers, batches, held_out, show)
-    if not found.corrections:
-        return replace(plan, notes=tuple(dict.fromkeys([*plan.notes, *found.notes])))
-    added = {name: one.added_to(plan.bias_corrections.get(name)) for name, one in found.corrections.items()}
-    corrected, notes = replace(plan, bias_corrections={**plan.bias_corrections, **added}), found.notes
-    # Assembled anew, since biases are rounded to codes there.
-    after = assemble(graph, corrected).graph_module
-    without, with_ = (output_error(found.wanted, outputs_of(one, batches[-held_out:])) for one in (before, after))
-    if not with_ < without:
-        corrected = plan
-        notes = [
-            "sequential bias correction brought the outputs on held-out samples no closer to float "
-            f"(squared error {with_:.3g}, {without:.3g} without) and was left out"
-        ]
-    return replace(corrected, notes=tuple(dict.fromkeys([*plan.notes, *notes])))
-
-
-def correct_as_asked(
-    graph: Graph, plan: QuantPlan, data: Any, config: QuantizationConfig, *, progress: bool
-) -> QuantPlan:
-    """`correct_biases` by the options; where nobody asked for it, too few samples are a note and no error."""
-    least = _least_samples(graph)
-    if config.bias_correction == "auto" and plan.samples < least:
-        note = f"biases were corrected by means only: what is left is measured on {least} samples or more"
-        return replace(plan, notes=(*plan.notes, note))
-    return correct_biases(graph, plan, data, samples=config.bias_correction_samples, progress=progress)
-
-
-def _least_samples(graph: Graph) -> int:
-    """As many as make two batches."""
-    return 2 if graph.batch.dynamic else 2 * graph.batch.size
-
-
-def _samples_held(graph: Graph) -> int:
-    """How many samples the largest value is held of, at least 16."""
-    sizes = [math.prod(node.shape) // node.samples for node in graph.nodes() if node.is_float and node.shape]
-    return max(16, _MOST_BYTES // (4 * max(sizes, default=1) or 1))
 
 
 def _decide(

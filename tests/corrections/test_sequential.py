@@ -94,7 +94,7 @@ def test_what_does_not_help_the_network_is_left_out_and_noted(model, data, monke
         errors.append(output_error(*args))
         return errors[-1] if len(errors) == 1 else errors[0]  # no better than without
 
-    monkeypatch.setattr("detent.planning.output_error", worse_after)
+    monkeypatch.setattr("detent.correcting.output_error", worse_after)
     corrected = detent.correct_biases(graph, plan, data)
     assert errors[1] < errors[0]
     assert any("no closer to float" in note for note in corrected.notes)
@@ -269,7 +269,7 @@ def test_what_nobody_asked_for_does_not_fail_on_few_samples(model, data):
 def test_no_more_samples_than_fit_in_memory(model, data, monkeypatch):
     graph = detent.capture(model, data[:2])
     plan = detent.plan(graph, detent.calibrate(graph, data, progress=False), target="imx500", weights_bits=2)
-    monkeypatch.setattr("detent.planning._MOST_BYTES", 8 * 64 * 4 * 100)
+    monkeypatch.setattr("detent.correcting._MOST_BYTES", 8 * 64 * 4 * 100)
     few = detent.correct_biases(graph, plan, data)
     assert few == detent.correct_biases(graph, plan, data, samples=100)
     monkeypatch.undo()
