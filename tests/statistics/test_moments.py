@@ -155,9 +155,17 @@ def test_what_does_not_fit_is_refused(data: torch.Tensor) -> None:
         detent.collect_moments(graph, data)
 
 
-def test_what_a_rewrite_added_to_the_input_does_not_count(data: torch.Tensor) -> None:
+@pytest.mark.parametrize(
+    "behind",
+    [
+        lambda: nn.Conv2d(8, 4, 3, padding=1),
+        lambda: nn.Conv2d(8, 8, 3, padding=1, groups=8),
+        lambda: nn.Conv2d(8, 4, 3, groups=2),
+    ],
+)
+def test_what_a_rewrite_added_to_the_input_does_not_count(data: torch.Tensor, behind) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.SiLU(), nn.Conv2d(8, 4, 3, padding=1)).eval()
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.SiLU(), behind()).eval()
     graph = detent.capture(model, data[:2])
     stats = detent.calibrate(graph, data, progress=False)
     options = {"shift_negative": True, "shift_negative_ratio": 1.0}

@@ -150,7 +150,7 @@ class _Tally:
         each = min(windows.positions, -(-wanted // (batches * rows)))
         patches = windows.at(np.sort(random.permutation(windows.positions)[:each]))
         if COMPENSATED in self.layer.node.meta:
-            patches = patches - self._compensated(patches.shape[-1])
+            patches -= self._compensated(patches.shape[-1])  # in place, which keeps their layout
         self.count += patches.shape[1]
         blocks, size = self._sums.shape[1:]
         if blocks == 1:
