@@ -36,8 +36,8 @@ void moments(const py::array& x, py::array sums, py::array products) {
   require(sums.ndim() == 2 && sums.shape(0) == batch && sums.shape(1) == d && is_c_ordered(sums),
           "sums must be in C order with shape [", batch, ", ", d, "], got ", shape_text(sums));
   require_c_ordered<double>(products, "products");
-  require(products.shape(0) == batch && products.shape(1) == d && products.shape(2) == d,
-          "products must have shape [", batch, ", ", d, ", ", d, "], got ", shape_text(products));
+  require(products.shape(0) == batch && products.shape(1) == d && products.shape(2) == d, "products must have shape [",
+          batch, ", ", d, ", ", d, "], got ", shape_text(products));
   require(sums.writeable() && products.writeable(), "sums or products are read-only");
   const auto* values = static_cast<const float*>(x.data());
   auto* to_sums = static_cast<double*>(sums.mutable_data());

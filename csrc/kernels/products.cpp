@@ -146,8 +146,7 @@ class Lanes {
     const float *a = column(i), *b = column(j);
     for (int64_t k = 0; k < run; ++k) total += simd::load(a + k * simd::kFloats) * simd::load(b + k * simd::kFloats);
     double* to = products + i * columns_ + j;
-    for (int64_t lane = 0; lane < count_; ++lane)
-      to[lane * columns_ * columns_] += static_cast<double>(total[lane]);
+    for (int64_t lane = 0; lane < count_; ++lane) to[lane * columns_ * columns_] += static_cast<double>(total[lane]);
   }
 
   const float* x_;

@@ -23,8 +23,7 @@ namespace detent {
 struct ProductsTable {
   void (*moments)(const float* x, bool batch_innermost, int64_t batch, int64_t rows, int64_t columns, double* sums,
                   double* products);
-  void (*forms)(const float* a, const float* g, const float* b, int64_t batch, int64_t rows, int64_t size,
-                double* out);
+  void (*forms)(const float* a, const float* g, const float* b, int64_t batch, int64_t rows, int64_t size, double* out);
 };
 
 DETENT_KERNEL_TABLE(ProductsTable, products_table);
