@@ -14,7 +14,7 @@ from detent.errors import ConfigError
 def test_defaults_are_the_documented_ones() -> None:
     config = QuantizationConfig()
     assert config.activation_metric == "mse"
-    assert config.bias_correction == "analytic"
+    assert config.bias_correction == "auto"
     assert [config.metric_of_kernel(bits) for bits in (2, 4, 7, 8, 16)] == ["output"] * 3 + ["mse"] * 2
     assert [config.gain_of_kernel(bits) for bits in (2, 4, 7, 8, 16)] == ["least_squares"] * 3 + ["none"] * 2
     assert QuantizationConfig(weights_metric="kl", gain_correction="second_moment").metric_of_kernel(4) == "kl"

@@ -76,11 +76,14 @@ def test_interrupted_inside_a_batch(graph, images, reference, tmp_path, value, t
                 _thread.interrupt_main()
 
     before = torch.get_num_threads()
+    # A process started in the background of a shell ignores interrupts.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(threads)
     with monkeypatch.context() as patch:
         patch.setattr(Collector, "observe", interrupting)
         with pytest.raises(KeyboardInterrupt, match="resume="):
             calibrate(graph, images, progress=False, batch_size=16, resume=path)
+    signal.signal(signal.SIGINT, handler)
     assert torch.get_num_threads() == threads
     torch.set_num_threads(before)
     assert 48 <= read_statistics(path)[0].samples < 150
