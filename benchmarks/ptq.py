@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 import detent
+from corrections import LEVERS
 from detent import _core
 from harness import Row, compare, print_rows, time_in_turns, write_section
 from networks import NETWORKS, add_data_option, load_zoo
@@ -37,14 +38,7 @@ def quantize(graph: detent.Graph, batches: Any, **options: Any) -> detent.Quanti
     return detent.quantize(graph, batches, progress=False, **{"target": TARGET, **options})
 
 
-CORRECTIONS: dict[str, Any] = {
-    "target": "imx500",
-    "weights_bits": 4,
-    "relu_bound_to_power_of_2": True,
-    "equalization": "cross_layer",
-    "bias_absorption": True,
-    "activation_bias_correction": True,
-}
+CORRECTIONS = {"target": "imx500", "weights_bits": 4, **LEVERS["all of them"], "bias_correction": "analytic"}
 """All that applies to these networks, with the defaults for kernels of 4 bits: thresholds by the output, gains."""
 
 

@@ -14,11 +14,7 @@ from typing import Any
 from detent._arguments import check_plan_is_of, expect, fingerprint_of, reference_of
 from detent.config import QuantizationConfig
 from detent.config.quantization import FEW_BITS
-from detent.corrections import (
-    correct_analytically,
-    correct_gains,
-    corrections_of,
-)
+from detent.corrections import correct_analytically, correct_gains, corrections_of
 from detent.edit import Rule, resolve_changes, resolve_rules
 from detent.errors import ConfigError
 from detent.graph import Graph
@@ -42,13 +38,7 @@ from detent.thresholds import (
     suit_outputs,
 )
 
-__all__ = [
-    "FurtherPasses",
-    "further_passes",
-    "plan",
-    "revise",
-    "values_to_observe",
-]
+__all__ = ["FurtherPasses", "further_passes", "plan", "revise", "values_to_observe"]
 
 
 def plan(

@@ -11,7 +11,7 @@ from torch import fx
 from detent.graph.roles import OpRole, argument, argument_names, first_argument, op_name, role_of
 from detent.graph.shapes import concrete_shape, concrete_size, is_tensor, value_of
 
-__all__ = ["channel_axes", "summed_axis"]
+__all__ = ["axis_summed_by", "channel_axes", "summed_axis"]
 
 
 def channel_axes(graph: fx.Graph, batch: Mapping[fx.Node, int]) -> dict[fx.Node, int | None]:
@@ -41,13 +41,20 @@ def channel_axes(graph: fx.Graph, batch: Mapping[fx.Node, int]) -> dict[fx.Node,
 
 def summed_axis(value: fx.Node) -> int | None:
     """The axis that all kernels reading a value sum over; None if none reads it, or if they disagree."""
-    rank, found = len(_shape(value) or ()), set()
+    found = set()
     for user in value.users:
         role = role_of(user)
         if role is not None and role.kind in ("conv", "conv_transposed", "linear") and first_argument(user) is value:
-            spatial = 0 if role.kind == "linear" else len(concrete_shape(argument(user, "weight"))) - 2
-            found.add(rank - spatial - 1)
+            found.add(axis_summed_by(user, len(_shape(value) or ())))
     return found.pop() if len(found) == 1 else None
+
+
+def axis_summed_by(layer: fx.Node, rank: int) -> int:
+    """The axis of its input, which has so many axes, that a convolution or linear layer sums over."""
+    role = role_of(layer)
+    assert role is not None
+    spatial = 0 if role.kind == "linear" else len(concrete_shape(argument(layer, "weight"))) - 2
+    return rank - spatial - 1
 
 
 def _channel_axis(node: fx.Node, role: OpRole, rank: int, axes: dict[fx.Node, int | None]) -> int | None:

@@ -6,13 +6,13 @@ import numpy as np
 import numpy.typing as npt
 from torch import fx
 
-from detent.graph.axes import summed_axis
+from detent.graph.axes import axis_summed_by, summed_axis
 from detent.graph.graph import Graph, GraphNode
 from detent.graph.placement import Placement, WeightPoint
 from detent.graph.roles import argument
 from detent.graph.shifts import FILL
 
-__all__ = ["bias_input", "correctable_layers", "has_means_of_inputs", "per_bias_entry"]
+__all__ = ["bias_input", "correctable_layers", "has_means_of_inputs", "observed_axis", "per_bias_entry"]
 
 
 def correctable_layers(graph: Graph, placement: Placement) -> dict[str, WeightPoint]:
@@ -44,9 +44,15 @@ def has_means_of_inputs(graph: Graph, layer: GraphNode) -> bool:
     source = graph.find(name) if name in graph else None
     if source is None or source.shape is None or layer.weight is None:
         return False
-    spatial = 0 if layer.kind == "linear" else graph.tensor(layer.weight).dim() - 2
-    axis = source.channel_axis if source.channel_axis is not None else summed_axis(source.node)
-    return axis == len(source.shape) - spatial - 1
+    return observed_axis(source) == axis_summed_by(layer.node, len(source.shape))
+
+
+def observed_axis(value: GraphNode) -> int | None:
+    """The axis along which statistics of a value keep means.
+
+    That of its channels; where they were merged with other axes, what a kernel sums over, whose means serve its bias.
+    """
+    return value.channel_axis if value.channel_axis is not None else summed_axis(value.node)
 
 
 def per_bias_entry(steps: npt.NDArray[np.float32], channels: int) -> npt.NDArray[np.float32]:

@@ -11,7 +11,7 @@ from torch import fx
 from detent._registry import unknown_name
 from detent.errors import CalibrationError, ConfigError
 from detent.graph import BatchLayout, Graph, GraphNode
-from detent.graph.axes import summed_axis
+from detent.graph.biases import observed_axis
 from detent.graph.patches import has_rows
 
 __all__ = ["Observation", "observed_values"]
@@ -111,8 +111,7 @@ def _observation(value: GraphNode, *, constant: bool) -> Observation:
     layout = value.batch
     if constant or (layout is not None and (layout.outer is None or not layout.rows)):
         layout = None
-    # Where channels were merged with other axes, the means of what a kernel sums over still serve its bias.
-    channel = value.channel_axis if value.channel_axis is not None else summed_axis(value.node)
+    channel = observed_axis(value)
     if channel is not None:
         if layout is None or channel < layout.axis:
             channel += 1
