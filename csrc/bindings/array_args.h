@@ -131,6 +131,21 @@ inline py::array_t<T> empty_like(const py::array& like) {
   return py::array_t<T>(shape, strides);
 }
 
+// An array of type T that lies in memory as another does: what require_out checks, without the right to write.
+template <class T>
+inline void require_laid_out_as(const py::array& array, const py::array& like, const char* name, const char* other) {
+  require_dtype<T>(array, name);
+  bool same = array.ndim() == like.ndim();
+  for (py::ssize_t d = 0; same && d < like.ndim(); ++d) {
+    same = array.shape(d) == like.shape(d) &&
+           (like.shape(d) <= 1 || like.size() == 0 || array.strides(d) == like.strides(d));
+  }
+  if (!same) {
+    fail(name, " must have the shape and memory order of ", other, ", ", shape_text(like), ", got shape ",
+         shape_text(array));
+  }
+}
+
 // `out` must match `like` in shape and memory order, be writable and of type T.
 template <class T>
 inline T* require_out(py::array& out, const py::array& like, const char* name) {

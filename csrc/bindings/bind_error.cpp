@@ -11,28 +11,16 @@
 namespace detent::bindings {
 namespace {
 
-// Weights must lie in memory as x does; what require_out checks of outputs, without the right to write.
-void require_weights(const py::array& weights, const py::array& x) {
-  require_dtype<float>(weights, "weights");
-  bool same = weights.ndim() == x.ndim();
-  for (py::ssize_t d = 0; same && d < x.ndim(); ++d) {
-    same = weights.shape(d) == x.shape(d) && (x.shape(d) <= 1 || x.size() == 0 || weights.strides(d) == x.strides(d));
-  }
-  if (!same) {
-    fail("weights must have the shape and memory order of x, ", shape_text(x), ", got shape ", shape_text(weights));
-  }
-}
-
 py::array_t<double> tensor_error(const py::array& x, const py::array& scale, const py::array& zero_point, int64_t qmin,
                                  int64_t qmax, double p, const std::optional<py::array>& weights, Axis axis) {
   require(std::isfinite(p) && p > 0.0, "p must be finite and positive, got ", p);
   const DenseShape shape = require_dense<float>(x, axis, "x");
-  if (weights) require_weights(*weights, x);
+  if (weights) require_laid_out_as<float>(*weights, x, "weights", "x");
   const int64_t channels = axis ? shape.channels : 1;
   // Sums need a step per channel, never one per element: [1, channels, 1] keeps the grid's vectors that short.
   const AffineGrid grid = require_grid({1, channels, 1}, axis, scale, zero_point, qmin, qmax);
   const GridView view = grid.view();
-  const ErrorPlan plan(shape.outer, channels, shape.inner);
+  const SlicePlan plan(shape.outer, channels, shape.inner);
   const ErrorArgs args{
       .x = data_of<float>(x),
       .weights = weights ? data_of<float>(*weights) : nullptr,

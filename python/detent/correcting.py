@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from detent._arguments import check_plan_is_of, expect
 from detent.config import QuantizationConfig
-from detent.corrections import correct_sequentially, output_error, outputs_of
+from detent.corrections import correct_sequentially, output_error
 from detent.errors import CalibrationError, ConfigError
 from detent.graph import Graph
 from detent.graph.biases import correctable_layers
@@ -58,17 +58,16 @@ def correct_biases(graph: Graph, plan: QuantPlan, data: Any, *, samples: int = 2
     layers = [
         name for name, point in correctable_layers(graph, placement).items() if not plan.weights[point.layer].frozen
     ]
-    before = assemble(graph, plan).graph_module
     held_out = max(1, len(batches) // 4)
+    quantized = assemble(graph, plan).graph_module
     with progress_bar("correcting biases", "layers", len(layers), wanted=progress) as show:
-        found = correct_sequentially(graph, before, layers, batches, held_out, show)
+        found = correct_sequentially(graph, quantized, layers, batches, held_out, show)
     if not found.corrections:
         return replace(plan, notes=tuple(dict.fromkeys([*plan.notes, *found.notes])))
     added = {name: one.added_to(plan.bias_corrections.get(name)) for name, one in found.corrections.items()}
     corrected, notes = replace(plan, bias_corrections={**plan.bias_corrections, **added}), found.notes
-    # Assembled anew, since biases are rounded to codes there.
-    after = assemble(graph, corrected).graph_module
-    without, with_ = (output_error(found.wanted, outputs_of(one, batches[-held_out:])) for one in (before, after))
+    without = output_error([(wanted, before) for wanted, before, _ in found.outputs])
+    with_ = output_error([(wanted, after) for wanted, _, after in found.outputs])
     if not with_ < without:
         corrected = plan
         notes = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from detent.corrections.analytic import correct_analytically
 from detent.corrections.gains import correct_gains
 from detent.corrections.kept import corrections_of
-from detent.corrections.output import output_error, outputs_of
+from detent.corrections.output import output_error
 from detent.corrections.sequential import correct_sequentially
 
 __all__ = [
@@ -14,5 +14,4 @@ __all__ = [
     "correct_sequentially",
     "corrections_of",
     "output_error",
-    "outputs_of",
 ]

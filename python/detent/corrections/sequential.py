@@ -6,30 +6,38 @@ empirical bias correction). Where a ReLU or clamp follows, only elements count t
 alike: the mean over all of them is mostly about what the ReLU cuts off, and correcting for it moves what it lets
 through away from float.
 
-Both networks run operator by operator over all batches at once, so the whole correction costs one pass of each. The
+Both networks run all batches side by side from layer to layer, so the whole correction costs one pass of each. The
 last batches are held out: a correction that does not bring a layer's output, as far as it is seen, closer to float on
 them is not applied.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from math import inf
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import fx
 
-from detent.corrections.output import Batches, Outputs, walk
+from detent.corrections.output import Batches, Outputs, Stepped
 from detent.errors import CalibrationError
 from detent.graph import Graph, GraphNode
 from detent.graph.clamps import limits_behind
+from detent.graph.side_by_side import sharing_cores
+from detent.kernels.comparison import differences, distances
 from detent.records.correction import BiasCorrection
 
 __all__ = ["Sequential", "correct_sequentially"]
 
-Limits = tuple[torch.Tensor, torch.Tensor]
+_SIDE_BY_SIDE = 4
+"""Batches that run at the same time, at most."""
+
+Doubles = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +47,13 @@ class Sequential:
     Args:
         corrections: by layer, of those that gain by one.
         notes: the others are named here.
-        wanted: outputs of the float network for the batches held out.
+        outputs: what three networks return for the batches held out: the float one, the quantized one, and that with
+            the corrections, whose biases are not rounded to codes yet.
     """
 
     corrections: dict[str, BiasCorrection]
     notes: list[str]
-    wanted: Outputs
+    outputs: list[tuple[Outputs, Outputs, Outputs]]
 
 
 def correct_sequentially(
@@ -72,94 +81,125 @@ def correct_sequentially(
     if not 0 < held_out < len(batches):
         raise ValueError(f"{held_out} of {len(batches)} batches cannot be held out")
     nodes = [graph.find(name) for name in layers]
-    limits = [_limits_behind(graph, node) for node in nodes]
-    found = Sequential(corrections={}, notes=[], wanted={})
-    floats = walk(graph.module, [node.node for node in nodes], batches, found.wanted, held_out=held_out)
-    theirs = walk(quantized, _layers_of(graph, quantized, layers), batches)
+    floats = Stepped(graph.module, [node.node for node in nodes])
+    theirs = Stepped(quantized, _layers_of(graph, quantized, layers))
+    pairs = [_Pair(floats, theirs, batch) for batch in batches]
+    found = Sequential(corrections={}, notes=[], outputs=[])
     worse = []
-    for done, ((index, ours), (_, values)) in enumerate(zip(floats, theirs, strict=True), 1):
-        axis = nodes[index].channel_axis
-        assert axis is not None
-        with torch.inference_mode():
-            if not all(bool(value.isfinite().all()) for value in ours):
+    # Operators that draw random numbers would draw others if two batches ran at the same time.
+    alone = floats.draws_random_numbers or theirs.draws_random_numbers
+    workers = 1 if alone else min(_SIDE_BY_SIDE, torch.get_num_threads())
+    with sharing_cores(workers, "detent-correct") as pool:
+        for done, (name, node) in enumerate(zip(layers, nodes, strict=True), 1):
+            seen = _Seen.of(graph, node)
+            sums = list(pool.map(_Pair.advance, pairs, repeat(seen)))
+            if not all(bool(np.isfinite(total).all()) for total, _ in sums):
                 raise CalibrationError(
                     "the output of the layer holds NaN or infinity",
-                    where=layers[index],
+                    where=name,
                     remedy="look for such values in the data; detent.calibrate names the sample",
                 )
-            judged = _judge(ours, values, axis, held_out, limits[index])
-            for value in values if judged.better else ():
-                value.add_(_along(judged.shift, value, axis))
-        if judged.better:
-            found.corrections[layers[index]] = BiasCorrection(shift=judged.shift.numpy(), method="sequential")
-        else:
-            worse.append(layers[index])
-        show(done)
+            shift = _mean_difference(sums[:-held_out])
+            if _helps(pool.map(_Pair.distances, pairs[-held_out:], repeat(shift), repeat(seen))):
+                list(pool.map(_Pair.correct, pairs, repeat(shift), repeat(seen.axis)))
+                found.corrections[name] = BiasCorrection(shift=shift, method="sequential")
+            else:
+                worse.append(name)
+            show(done)
+        found.outputs.extend(pool.map(_Pair.finish, pairs[-held_out:]))
     if worse:
         found.notes.append(f"bias correction made {', '.join(worse)} no better on held-out samples and was left out")
     return found
 
 
-def _limits_behind(graph: Graph, layer: GraphNode) -> Limits | None:
-    known = limits_behind(graph, layer)
-    return None if known is None else (known[0].float(), known[1].float())
-
-
-@dataclass(frozen=True)
-class _Judged:
-    shift: torch.Tensor
-    better: bool
-
-
-def _judge(
-    wanted: list[torch.Tensor], found: list[torch.Tensor], axis: int, held_out: int, limits: Limits | None = None
-) -> _Judged:
-    """The mean difference per channel on the first batches, and whether it helps on the others.
+@dataclass(frozen=True, kw_only=True)
+class _Seen:
+    """What is seen of a layer's output.
 
     Args:
-        wanted: the layer's output in the float network, batch by batch.
-        found: in the quantized network.
         axis: of the channels.
-        held_out: how many batches at the end judge.
-        limits: outside of which nothing sees the output; elements that both networks cut off alike do not count.
+        lower: limit at and below which nothing sees it, for all channels or one each.
+        upper: limit at and above which nothing does.
     """
-    split = len(wanted) - held_out
-    others = [i for i in range(wanted[0].dim()) if i != axis]
-    sums = counts = torch.zeros(wanted[0].shape[axis], dtype=torch.float64)
-    for ours, theirs in zip(wanted[:split], found[:split], strict=True):
-        difference = ours - theirs
-        if limits is None:
-            counts = counts + difference.numel() // difference.shape[axis]
-        else:
-            seen = _seen(ours, theirs, limits)
-            difference.mul_(seen)
-            counts = counts + seen.sum(dim=others)
-        # Per-batch sums in float64: the order of the batches is fixed, so the result is too.
-        sums = sums + difference.sum(dim=others, dtype=torch.float64)
-    shift = (sums / counts.clamp(min=1)).float()
-    before = after = 0.0
-    for ours, theirs in zip(wanted[split:], found[split:], strict=True):
-        before += _distance(ours, theirs, limits)
-        after += _distance(ours, theirs + _along(shift, theirs, axis), limits)
-    return _Judged(shift, bool(np.isfinite(after)) and after < before)
+
+    axis: int
+    lower: float | Floats
+    upper: float | Floats
+
+    @classmethod
+    def of(cls, graph: Graph, layer: GraphNode) -> _Seen:
+        """As the operators behind a layer have it."""
+        axis = layer.channel_axis
+        assert axis is not None
+        limits = limits_behind(graph, layer)
+        lower, upper = (-inf, inf) if limits is None else (_by_channel(one, layer, axis) for one in limits)
+        if lower is None or upper is None:
+            lower, upper = -inf, inf
+        return cls(axis=axis, lower=lower, upper=upper)
 
 
-def _seen(ours: torch.Tensor, theirs: torch.Tensor, limits: Limits) -> torch.Tensor:
-    """Which elements are not cut off at the same limit in both."""
-    lower, upper = limits
-    seen = torch.maximum(ours, theirs) > lower
-    return seen if bool((upper == inf).all()) else seen.logical_and_(torch.minimum(ours, theirs) < upper)
+def _by_channel(limit: torch.Tensor, layer: GraphNode, axis: int) -> float | Floats | None:
+    """A limit as a number or as one for each channel; None if it varies otherwise."""
+    if limit.numel() == 1:
+        return float(limit)
+    sizes = [1] * (len(layer.shape or ()) - limit.dim()) + list(limit.shape)
+    if any(size != 1 for place, size in enumerate(sizes) if place != axis):
+        return None
+    return limit.reshape(-1).float().numpy()
 
 
-def _distance(ours: torch.Tensor, theirs: torch.Tensor, limits: Limits | None) -> float:
-    """Squared distance of what is seen of two values."""
-    if limits is not None:
-        ours, theirs = (value.clamp(*limits) for value in (ours, theirs))
-    return float((ours - theirs).square_().sum(dtype=torch.float64))
+class _Pair:
+    """One batch on its way through the float and the quantized network; its steps may run in different threads."""
+
+    def __init__(self, floats: Stepped, quantized: Stepped, batch: Sequence[torch.Tensor]) -> None:
+        self._batch = batch
+        self._quantized = quantized
+        self._wanted: Outputs = {}
+        self._corrected: Outputs = {}
+        self._ours = floats.walk(batch, self._wanted)
+        self._theirs = quantized.walk(batch, self._corrected)
+        self._values: list[torch.Tensor] = []
+
+    def advance(self, seen: _Seen) -> tuple[Doubles, Doubles]:
+        """Go on to the next layer: sums and numbers of what is seen of the differences from float, by channel."""
+        self._values.clear()
+        ours, theirs = next(self._ours), next(self._theirs)
+        if ours.stride() != theirs.stride():
+            ours = torch.empty_like(theirs).copy_(ours)
+        self._values += ours, theirs
+        return differences(ours, theirs, lower=seen.lower, upper=seen.upper, axis=seen.axis)
+
+    def distances(self, shift: Floats, seen: _Seen) -> tuple[Doubles, Doubles]:
+        """Squared distances from float of what is seen, by channel, as it is and with a shift."""
+        ours, theirs = self._values
+        return distances(ours, theirs, shift, lower=seen.lower, upper=seen.upper, axis=seen.axis)
+
+    def correct(self, shift: Floats, axis: int) -> None:
+        """Add a shift to the quantized layer's output."""
+        value = self._values[1]
+        with torch.inference_mode():
+            value.add_(torch.from_numpy(shift).reshape([-1 if i == axis else 1 for i in range(value.dim())]))
+
+    def finish(self) -> tuple[Outputs, Outputs, Outputs]:
+        """Run to the end: what the float, the quantized and the corrected network return."""
+        self._values.clear()
+        for walk in (self._ours, self._theirs):
+            for _ in walk:
+                pass
+        return self._wanted, self._quantized.outputs(self._batch), self._corrected
 
 
-def _along(shift: torch.Tensor, value: torch.Tensor, axis: int) -> torch.Tensor:
-    return shift.reshape([-1 if i == axis else 1 for i in range(value.dim())])
+def _mean_difference(sums: Iterable[tuple[Doubles, Doubles]]) -> Floats:
+    """The mean difference of each channel, from sums and numbers batch by batch; 0 where nothing is seen."""
+    total, count = (np.sum(parts, axis=0) for parts in zip(*sums, strict=True))
+    mean: Floats = (total / np.maximum(count, 1)).astype(np.float32)
+    return mean
+
+
+def _helps(distances: Iterable[tuple[Doubles, Doubles]]) -> bool:
+    """Whether a shift brings a layer closer to float, from squared distances without and with it, batch by batch."""
+    before, after = np.sum([[part.sum() for part in batch] for batch in distances], axis=0)
+    return bool(np.isfinite(after) and after < before)
 
 
 def _layers_of(graph: Graph, quantized: fx.GraphModule, layers: Sequence[str]) -> list[fx.Node]:

@@ -77,12 +77,12 @@ class Executor:
             for node in self._nodes:
                 if node in needed and node not in varying:
                     self._constants[self._slots[node]] = self._compute_constant(node)
-        self._steps = self._compile([node for node in self._nodes if node in needed and node in varying])
+        self._parts = _parts(self._compile([node for node in self._nodes if node in needed and node in varying]))
 
     @property
     def draws_random_numbers(self) -> bool:
         """Whether an operator reads torch's random state, so that the order of the batches matters."""
-        functions = (step.node.target for step in self._steps)
+        functions = (step.node.target for part in self._parts for step in part)
         return any(
             isinstance(function, OpOverload) and torch.Tag.nondeterministic_seeded in function.tags
             for function in functions
@@ -105,46 +105,39 @@ class Executor:
         Raises:
             CalibrationError: an operator failed; names the layer.
         """
-        values = list(self._constants)
-        for node, tensor in zip(self._placeholders, inputs, strict=True):
-            values[self._slots[node]] = self._laid_out(tensor)
-        with torch.inference_mode():
-            for step in self._steps:
-                value = self._execute(step, values)
-                if step.watched is not None:
-                    observer(step.watched, value)
-                for slot in step.release:
-                    values[slot] = None
+        for index, value in self.walk(inputs):
+            with torch.inference_mode():
+                observer(index, value)
+            del value
 
-    def walk(self, batches: Sequence[Sequence[torch.Tensor]]) -> Iterator[tuple[int, list[torch.Tensor]]]:
-        """Run many batches together, operator by operator, and stop at each watched value.
+    def walk(self, inputs: Sequence[torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
+        """Run one batch and stop at each watched value that depends on the inputs.
 
-        What is computed later sees the changes that the caller makes to the values in place meanwhile. All batches'
-        values that are still needed are alive at once.
+        What is computed later sees the changes that the caller makes to the value in place meanwhile. Each part of the
+        walk may run in another thread.
 
         Args:
-            batches: the inputs of each batch, one tensor per placeholder.
+            inputs: one tensor per placeholder, in order. The model may write into them.
 
         Yields:
-            The place of a watched node in the list, and its value for each batch.
+            The place of a watched node in the list, and its value.
 
         Raises:
             CalibrationError: an operator failed; names the layer.
         """
-        all_values = []
-        for inputs in batches:
-            values = list(self._constants)
-            for node, tensor in zip(self._placeholders, inputs, strict=True):
-                values[self._slots[node]] = self._laid_out(tensor)
-            all_values.append(values)
-        for step in self._steps:
+        values = list(self._constants)
+        for node, tensor in zip(self._placeholders, inputs, strict=True):
+            values[self._slots[node]] = self._laid_out(tensor)
+        for part in self._parts:
+            # Entered anew in each part: the mode is the thread's, and the caller may go on in another one.
             with torch.inference_mode():
-                results = [self._execute(step, values) for values in all_values]
+                for step in part:
+                    value = self._execute(step, values)
+                    if step.watched is None:
+                        _release(step, values)
             if step.watched is not None:
-                yield step.watched, results
-            for values in all_values:
-                for slot in step.release:
-                    values[slot] = None
+                yield step.watched, value
+                _release(step, values)
 
     def _execute(self, step: _Step, values: list[Any]) -> Any:
         args, kwargs = _fill(step.args, values), _fill(step.kwargs, values)
@@ -215,6 +208,21 @@ class Executor:
                     where=self._describe(node),
                     remedy="put the model in evaluation mode, or keep the state outside of forward",
                 )
+
+
+def _parts(steps: Sequence[_Step]) -> list[list[_Step]]:
+    """The steps cut behind each that is watched."""
+    parts: list[list[_Step]] = [[]]
+    for step in steps:
+        parts[-1].append(step)
+        if step.watched is not None:
+            parts.append([])
+    return [part for part in parts if part]
+
+
+def _release(step: _Step, values: list[Any]) -> None:
+    for slot in step.release:
+        values[slot] = None
 
 
 def _depending_on_inputs(module: fx.GraphModule) -> set[fx.Node]:

@@ -14,13 +14,13 @@ from detent.graph import Graph, GraphNode
 from detent.graph.executor import Executor, Observer
 from detent.graph.patches import Windows, has_rows
 from detent.graph.shifts import COMPENSATED
+from detent.graph.side_by_side import sharing_cores
 from detent.kernels.products import moments
 from detent.records.moments import InputMoments, LayerMoments
 from detent.statistics.batches import Batch
 from detent.statistics.data import Data
 from detent.statistics.progress import progress_bar
 from detent.statistics.samples import first_samples
-from detent.statistics.workers import sharing_cores
 
 __all__ = ["collect_moments"]
 

@@ -7,9 +7,8 @@ others, and its result cannot depend on how torch would have split it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Lock
@@ -17,31 +16,14 @@ from typing import Any, Final, NamedTuple
 
 import torch
 
-from detent.kernels.threads import limit_threads, num_threads
+from detent.graph.side_by_side import sharing_cores
 from detent.statistics.batches import Batch
 from detent.statistics.collector import Collector
 
-__all__ = ["Counted", "Job", "Workers", "sharing_cores", "worker_count"]
+__all__ = ["Counted", "Job", "Workers", "worker_count"]
 
 _SIDE_BY_SIDE: Final = 4
 """Batches alive at once, at most: each holds its activations in memory. Further cores work inside a batch."""
-
-
-@contextmanager
-def sharing_cores(size: int, name: str) -> Iterator[ThreadPoolExecutor]:
-    """Threads that share torch's and the kernels' threads among them. Leaving waits for the tasks that have begun."""
-    threads = torch.get_num_threads()
-
-    def share() -> None:
-        torch.set_num_threads(max(1, threads // size))
-        limit_threads(max(1, num_threads() // size))
-
-    pool = ThreadPoolExecutor(size, name, initializer=share)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from detent.kernels.groups import group_views, split_groups
 from detent.kernels.reference.quantize import fake_quantize
 
-__all__ = ["tensor_error"]
+__all__ = ["in_memory_order", "sum_channels", "tensor_error"]
 
 FloatArray = npt.NDArray[np.float32]
 Sums = npt.NDArray[np.float64]
@@ -58,7 +58,7 @@ def tensor_error(
         terms = _power(distance, p)
         if weights is not None:
             terms = weights.astype(np.float64) * terms
-        return _sum_channels(in_memory_order(terms, x, axis))
+        return sum_channels(in_memory_order(terms, x, axis))
 
 
 def in_memory_order(terms: Sums, x: FloatArray, axis: int | None) -> Sums:
@@ -94,7 +94,8 @@ def _pow(base: float, exponent: float) -> float:
         return math.inf
 
 
-def _sum_channels(terms: Sums) -> Sums:
+def sum_channels(terms: Sums) -> Sums:
+    """Sums of `[outer, channels, inner]` over each channel, in the order of the kernels."""
     outer, channels, inner = terms.shape
     if terms.size == 0:
         return np.zeros(channels)
