@@ -5,7 +5,7 @@ Each function is a pure step between values that can be saved; `quantize` is all
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from detent.records.plan import QuantPlan
 from detent.records.rules import checked_rules
 from detent.records.statistics import Statistics
 from detent.statistics import Keeping, calibrate, collect_moments, first_batch
+from detent.statistics.observation import observed_values
 from detent.targets import Target, load_target
 from detent.transforms import (
     absorb_high_biases,
@@ -39,6 +40,7 @@ from detent.transforms import (
     equalize_layers,
     fold_batch_norm,
     fold_forward,
+    read_by_rewrites,
     require_unsigned_codes,
     restore_norms,
     shift_negative,
@@ -113,7 +115,7 @@ def transform(
     Args:
         graph: the captured network; it is not changed.
         stats: what a calibration of this graph saw of all its values, for the rewrites that need it; the others are
-            not repeated.
+            not repeated. Where a value was not observed, a rewrite leaves it as it is.
         target: name of a built-in target or path of a target file; `shift_negative` needs to know it.
         config: options; single ones can be given by keyword and take precedence.
         **options: fields of `QuantizationConfig`, e.g. `equalization="cross_layer"`.
@@ -126,20 +128,20 @@ def transform(
     settings = QuantizationConfig.resolve(config, options)
     if stats is not None:
         expect(stats, Statistics, "stats", "detent.calibrate")
-        by_statistics = (
+        by_statistics: tuple[tuple[bool, Callable[[Graph, Statistics], Graph]], ...] = (
             (settings.bias_absorption, absorb_high_biases),
             (settings.softmax_shift, shift_softmax),
             (settings.smooth_quant, smooth),
+            # Last: forward folding of constants would undo it, so nothing may come behind.
+            (settings.shift_negative, lambda graph, stats: shift_negative(graph, stats, _required(target), settings)),
         )
+        before = graph
         for wanted, rewrite_by in by_statistics:
-            if wanted:
-                graph = rewrite_by(graph, stats)
+            if wanted and graph is not before:
                 # The statistics still hold for all values but those just changed. Smoothing may read one whose bias was
                 # absorbed; its ranges then only guide which factors are taken, and the float function is kept.
                 stats = replace(stats, fingerprint=graph.fingerprint())
-        if settings.shift_negative:
-            # Last: forward folding of constants would undo it, so nothing may come behind.
-            graph = shift_negative(graph, stats, _required(target), settings)
+            graph = rewrite_by(graph, stats) if wanted else graph
         return graph
     rewrites = (
         (settings.linear_collapsing, collapse_linear),
@@ -159,6 +161,15 @@ def _required(target: str | Path | Target | None) -> Target:
     if target is None:
         raise ConfigError("`shift_negative` depends on the target", remedy="pass `target`, as to detent.plan")
     return load_target(target)
+
+
+def _seen_for_rewrites(graph: Graph, data: Any, settings: QuantizationConfig, *, progress: bool) -> Statistics:
+    """Statistics of what the wanted rewrites read; no data are read if they read nothing."""
+    everything = [observation.name for observation in observed_values(graph, None, [])]
+    reads = read_by_rewrites(graph, settings, everything)
+    if not reads.values:
+        return Statistics({}, 0, graph.fingerprint())
+    return calibrate(graph, data, progress=progress, values=reads.values, channels=reads.channels)
 
 
 def apply(graph: Graph, plan: QuantPlan, *, trainable: bool = False) -> QuantizedModel:
@@ -223,7 +234,8 @@ def quantize(
     if settings.rewrites_by_statistics:
         # The data are read twice more, so what can be read once only is held.
         data = list(data) if isinstance(data, Iterator) else data
-        graph = transform(graph, calibrate(graph, data, progress=progress), target=target, config=settings)
+        seen = _seen_for_rewrites(graph, data, settings, progress=progress)
+        graph = transform(graph, seen, target=target, config=settings)
     passes = further_passes(graph, target, settings, rules)
     kept = settings.samples_kept(moments=passes.moments, sequential=passes.sequential)
     if kept and isinstance(data, Iterator):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import torch
 from torch import fx, nn
 
@@ -20,8 +22,8 @@ __all__ = [
 
 def read_attribute(module: nn.Module, path: str) -> object:
     """What is at a dotted path: a tensor, or a submodule such as the branch of a `torch.cond`."""
-    owner, _, leaf = path.rpartition(".")
-    return getattr(module.get_submodule(owner), leaf)
+    # Not `get_submodule`, which looks every step of the way up twice.
+    return reduce(getattr, path.split("."), module)
 
 
 def read_tensor(module: nn.Module, path: str) -> torch.Tensor:

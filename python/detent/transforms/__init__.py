@@ -11,6 +11,7 @@ from detent.transforms.equalize import equalize_layers
 from detent.transforms.equalize_activations import equalize_activations
 from detent.transforms.fold_batch_norm import fold_batch_norm
 from detent.transforms.fold_forward import fold_forward
+from detent.transforms.reads import Reads, read_by_rewrites
 from detent.transforms.restore_norms import restore_norms
 from detent.transforms.shift_negative import require_unsigned_codes, shift_negative
 from detent.transforms.shift_softmax import shift_softmax
@@ -18,6 +19,7 @@ from detent.transforms.smooth import smooth
 from detent.transforms.split_attention import split_attention
 
 __all__ = [
+    "Reads",
     "absorb_high_biases",
     "attach_preprocessing",
     "bound_relu6",
@@ -27,6 +29,7 @@ __all__ = [
     "equalize_layers",
     "fold_batch_norm",
     "fold_forward",
+    "read_by_rewrites",
     "require_unsigned_codes",
     "restore_norms",
     "shift_negative",

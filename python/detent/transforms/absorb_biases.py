@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import fx
 
 from detent.graph.clamps import limits
 from detent.graph.graph import Graph, GraphNode
@@ -15,7 +17,7 @@ from detent.transforms.channel_paths import ChannelPath, channel_paths, summariz
 from detent.transforms.edits import FOLDED_NORM, finish
 from detent.transforms.observed import observed_channels, require_statistics_of
 
-__all__ = ["absorb_high_biases"]
+__all__ = ["absorb_high_biases", "read_by_absorption"]
 
 
 def absorb_high_biases(graph: Graph, statistics: Statistics) -> Graph:
@@ -39,7 +41,7 @@ def absorb_high_biases(graph: Graph, statistics: Statistics) -> Graph:
     paths, _ = channel_paths(absorbed)
     done, rejected = [], {}
     for path in paths:
-        if not any(item.kind == "activation" for item in path.between):
+        if not _has_activation(path):
             continue
         amount = _amount(absorbed, statistics, path)
         if amount is None or not bool((amount > 0).any()):
@@ -56,12 +58,25 @@ def absorb_high_biases(graph: Graph, statistics: Statistics) -> Graph:
     return finish(absorbed)
 
 
+def read_by_absorption(graph: Graph) -> Iterator[tuple[fx.Node, ...]]:
+    """The values whose statistics per channel `absorb_high_biases` reads, of each group the first that there is."""
+    return (_telling(path) for path in channel_paths(graph)[0] if _has_activation(path))
+
+
+def _has_activation(path: ChannelPath) -> bool:
+    return any(item.kind == "activation" for item in path.between)
+
+
+def _telling(path: ChannelPath) -> tuple[fx.Node, ...]:
+    """The values either of which tells what to absorb."""
+    # Above zero an activation's output is its input, so either tells; a target that fuses both observes the second.
+    return (path.source.node, *(item.node for item in path.between if len(path.between) == 1))
+
+
 def _amount(graph: Graph, statistics: Statistics, path: ChannelPath) -> torch.Tensor | None:
     """What to absorb per channel, float64 `[C]` in steps of float32; None without observations."""
-    # Above zero an activation's output is its input, so either tells; a target that fuses both observes the second.
-    first = path.between[0].node
-    before = observed_channels(graph, statistics, path.source.node, path.channels)
-    seen = before or (observed_channels(graph, statistics, first, path.channels) if len(path.between) == 1 else None)
+    found = (observed_channels(graph, statistics, node, path.channels) for node in _telling(path))
+    seen = next((ranges for ranges in found if ranges is not None), None)
     if seen is None:
         return None
     amount = seen.minimum.clamp(min=0)

@@ -14,7 +14,7 @@ from detent.graph.clamps import is_clamp
 from detent.graph.graph import Graph, GraphNode
 from detent.graph.roles import argument, argument_names, op_name
 from detent.graph.shapes import concrete_shape
-from detent.transforms.edits import kernel_is_shared
+from detent.transforms.edits import StoredReaders
 
 __all__ = [
     "KERNELS",
@@ -145,8 +145,8 @@ def summarize(graph: Graph, what: str, rejected: dict[str, str]) -> None:
 def read_elsewhere(item: GraphNode, reads: Iterable[fx.Node | None]) -> bool:
     """Whether one of the stored tensors that `reads` read has other readers than `item`."""
     paths = {str(node.target) for node in reads if node is not None}
-    nodes = [node for node in item.node.graph.nodes if node.op == "get_attr" and str(node.target) in paths]
-    return any(user is not item.node for node in nodes for user in node.users)
+    nodes = item.node.graph.find_nodes(op="get_attr", sort=False)
+    return any(user is not item.node for node in nodes if str(node.target) in paths for user in node.users)
 
 
 @dataclass
@@ -166,7 +166,7 @@ class _Walk:
 
 class _Walker:
     def __init__(self, graph: Graph) -> None:
-        self.graph = graph
+        self.readers = StoredReaders(graph)
         self.items = {item.node: item for item in graph.nodes()}
 
     def path(self, source: GraphNode) -> ChannelPath | None:
@@ -182,7 +182,7 @@ class _Walker:
             return None
         for layer in (source, *(reader.layer for reader in walk.readers)):
             if layer.kind in KERNELS:
-                _require_own_tensors(self.graph, layer)
+                _require_own_tensors(self.readers, layer)
         return ChannelPath(source, shape[axis], tuple(walk.between), tuple(walk.clamps), tuple(walk.readers))
 
     def _walk(self, start: _Step, channels: int) -> _Walk:
@@ -237,12 +237,12 @@ def _reader(step: _Step, item: GraphNode, channels: int) -> Reader:
     return Reader(item, step.item.node, step.spread)
 
 
-def _require_own_tensors(graph: Graph, item: GraphNode) -> None:
+def _require_own_tensors(readers: StoredReaders, item: GraphNode) -> None:
     if item.weight is None:
         raise _ObstacleError(f"the kernel of {item.name} is computed by the network")
     if item.bias is None and argument(item.node, "bias") is not None:
         raise _ObstacleError(f"the bias of {item.name} is computed by the network")
-    if kernel_is_shared(graph, item) or read_elsewhere(item, (item.weight, item.bias)):
+    if readers.share_kernel(item) or readers.read_elsewhere(item, (item.weight, item.bias)):
         raise _ObstacleError(f"the kernel or bias of {item.name} is used more than once")
 
 

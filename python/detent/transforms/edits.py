@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 import torch
@@ -10,10 +11,11 @@ from torch import fx
 from detent.graph.graph import Graph, GraphNode
 from detent.graph.roles import argument
 from detent.graph.shapes import concrete_shape
-from detent.graph.tensors import add_tensor, free_path, move_tensor
+from detent.graph.tensors import add_tensor, free_path, move_tensor, read_attribute
 
 __all__ = [
     "FOLDED_NORM",
+    "StoredReaders",
     "finish",
     "is_pointwise",
     "is_read_once",
@@ -57,15 +59,39 @@ def is_read_once(graph: Graph, node: fx.Node) -> bool:
     return times == 1
 
 
+class StoredReaders:
+    """Who reads the stored tensors of a graph, found in one pass for many questions; an edit makes it out of date.
+
+    Args:
+        graph: the network.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        self._by_memory: dict[object, set[fx.Node]] = {}
+        self._by_path: dict[str, set[fx.Node]] = {}
+        for node in graph.module.graph.find_nodes(op="get_attr", sort=False):
+            self._by_path.setdefault(str(node.target), set()).update(node.users)
+            stored = read_attribute(graph.module, str(node.target))
+            if isinstance(stored, torch.Tensor):  # else a branch of torch.cond
+                self._by_memory.setdefault(_memory(stored), set()).update(node.users)
+
+    def share_kernel(self, layer: GraphNode) -> bool:
+        """Whether another operator reads the layer's kernel, through the same path or a tied one."""
+        assert layer.weight is not None
+        return len(self._by_memory[_memory(self._graph.tensor(layer.weight))]) > 1
+
+    def read_elsewhere(self, item: GraphNode, reads: Iterable[fx.Node | None]) -> bool:
+        """Whether one of the stored tensors that `reads` read has by its path other readers than `item`."""
+        return any(self._by_path[str(node.target)] - {item.node} for node in reads if node is not None)
+
+
 def kernel_is_shared(graph: Graph, layer: GraphNode) -> bool:
-    """Whether another operator reads the layer's kernel, through the same path or a tied one."""
-    assert layer.weight is not None
-    kernel = graph.tensor(layer.weight)
-    readers: set[fx.Node] = set()
-    for node in graph.module.graph.nodes:
-        if node.op == "get_attr" and (node is layer.weight or _same_memory(graph, node, kernel)):
-            readers.update(node.users)
-    return len(readers) > 1
+    """Whether another operator reads the layer's kernel, through the same path or a tied one.
+
+    For one question; who has many, and edits nothing in between, asks one `StoredReaders`.
+    """
+    return StoredReaders(graph).share_kernel(layer)
 
 
 def is_pointwise(layer: GraphNode) -> bool:
@@ -150,9 +176,6 @@ def finish(graph: Graph) -> Graph:
     return graph
 
 
-def _same_memory(graph: Graph, node: fx.Node, kernel: torch.Tensor) -> bool:
-    try:
-        tensor = graph.tensor(node)
-    except TypeError:  # a branch of torch.cond
-        return False
-    return tensor is kernel or (tensor.data_ptr() == kernel.data_ptr() and tensor.numel() > 0)
+def _memory(tensor: torch.Tensor) -> object:
+    """What tensors in the same memory have in common; an empty one has no memory and is itself only."""
+    return tensor.data_ptr() if tensor.numel() else (id(tensor),)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 import torch
@@ -69,7 +70,7 @@ class _Solver:
         """Total factor per channel of each path, float64 `[C]`."""
         total = [torch.ones(path.channels, dtype=torch.float64) for path in paths]
         for _ in range(ROUNDS):
-            moved = 0.0
+            moved = 1.0
             for index, path in enumerate(paths):
                 made = self.ranges[path.source].amax(2).flatten()
                 read = torch.stack([self.ranges[r.layer].amax(1).flatten() for r in path.readers]).amax(0)
@@ -77,8 +78,9 @@ class _Solver:
                 bounded = (total[index] * step).clamp(1 / LIMIT, LIMIT)
                 step, total[index] = bounded / total[index], bounded
                 self._multiply(path, step)
-                moved = max(moved, float(step.log().abs().max()))
-            if moved < TOLERANCE:
+                least, greatest = torch.aminmax(step)
+                moved = max(moved, float(greatest), 1 / float(least))
+            if math.log(moved) < TOLERANCE:
                 break
         return total
 

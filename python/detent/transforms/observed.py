@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,7 @@ from detent.errors import ConfigError
 from detent.graph.graph import Graph
 from detent.records.statistics import Statistics, TensorStatistics
 
-__all__ = ["ChannelRange", "observed_channels", "observed_value", "require_statistics_of"]
+__all__ = ["ChannelRange", "observed_channels", "observed_name", "observed_value", "require_statistics_of"]
 
 
 @dataclass(frozen=True)
@@ -41,17 +42,25 @@ def require_statistics_of(graph: Graph, statistics: Statistics) -> None:
         )
 
 
-def observed_value(graph: Graph, statistics: Statistics, node: fx.Node) -> TensorStatistics | None:
-    """Statistics of a value, or of the one it was moved from: operators that only move values are not observed."""
+def observed_name(graph: Graph, observed: Container[str], node: fx.Node) -> str | None:
+    """Which of the observed values tells of a value: itself, or the one it was moved from; None if neither is there.
+
+    Operators that only move values are not observed.
+    """
     while graph.name_of(node) in graph:
         item = graph.find(graph.name_of(node))
-        if item.name in statistics:
-            seen = statistics[item.name]
-            return seen if seen.count else None
+        if item.name in observed:
+            return item.name
         if not item.preserving or not item.data:
             break
         node = item.data[0]
     return None
+
+
+def observed_value(graph: Graph, statistics: Statistics, node: fx.Node) -> TensorStatistics | None:
+    """Statistics of a value, or of the one it was moved from; None where there are none."""
+    name = observed_name(graph, statistics, node)
+    return statistics[name] if name is not None and statistics[name].count else None
 
 
 def observed_channels(graph: Graph, statistics: Statistics, node: fx.Node, channels: int) -> ChannelRange | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import inf
 from typing import Final, TypedDict
@@ -25,7 +26,7 @@ from detent.transforms.edits import finish, producer
 from detent.transforms.observed import observed_value, require_statistics_of
 from detent.transforms.shift_paths import ObstacleError, find_shift_path, shift_path
 
-__all__ = ["require_unsigned_codes", "shift_negative"]
+__all__ = ["read_by_negative_shift", "require_unsigned_codes", "shift_negative"]
 
 _SHIFTED: Final = frozenset(("silu", "gelu", "hardswish", "mish", "elu", "celu", "selu", "prelu", "leaky_relu"))
 """Activations with small negative outputs."""
@@ -117,6 +118,11 @@ def require_unsigned_codes(graph: Graph, target: Target) -> None:
         ConfigError: there are values to shift, and the target has uniform or signed activations for all of them.
     """
     _require_offer(_candidates(graph, target), target)
+
+
+def read_by_negative_shift(graph: Graph) -> Iterator[tuple[fx.Node, ...]]:
+    """The values whose statistics `shift_negative` may read, each in a group of its own; a target may need fewer."""
+    return ((item.node,) for item in graph.nodes() if _limit(graph, item) is not None)
 
 
 def _candidates(graph: Graph, target: Target) -> list[_Candidate]:

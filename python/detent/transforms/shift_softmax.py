@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
+from torch import fx
 
 from detent.graph.graph import Graph, GraphNode
 from detent.graph.roles import argument, op_name
@@ -12,7 +15,7 @@ from detent.transforms.channel_paths import KERNELS, read_elsewhere, summarize
 from detent.transforms.edits import FOLDED_NORM, finish, is_read_once, producer
 from detent.transforms.observed import observed_value, require_statistics_of
 
-__all__ = ["shift_softmax"]
+__all__ = ["read_by_softmax_shift", "shift_softmax"]
 
 
 def shift_softmax(graph: Graph, statistics: Statistics) -> Graph:
@@ -32,12 +35,7 @@ def shift_softmax(graph: Graph, statistics: Statistics) -> Graph:
     shifted = graph.copy()
     done: list[str] = []
     rejected: dict[str, str] = {}
-    for softmax in shifted.nodes():
-        if softmax.kind != "softmax":
-            continue
-        layer = _layer(shifted, softmax)
-        if layer is None:
-            continue
+    for softmax, layer in _layers(shifted):
         reason = _obstacle(shifted, layer, softmax)
         seen = observed_value(shifted, statistics, layer.node)
         if reason is None and seen is None:
@@ -53,6 +51,19 @@ def shift_softmax(graph: Graph, statistics: Statistics) -> Graph:
     if done:
         shifted.notes.append(f"centred before softmax: {', '.join(done)}")
     return finish(shifted)
+
+
+def read_by_softmax_shift(graph: Graph) -> Iterator[tuple[fx.Node, ...]]:
+    """The values whose statistics `shift_softmax` reads, each in a group of its own."""
+    return ((layer.node,) for _, layer in _layers(graph))
+
+
+def _layers(graph: Graph) -> Iterator[tuple[GraphNode, GraphNode]]:
+    """Every softmax that follows a layer, and the layer."""
+    for softmax in graph.nodes():
+        layer = _layer(graph, softmax) if softmax.kind == "softmax" else None
+        if layer is not None:
+            yield softmax, layer
 
 
 def _layer(graph: Graph, softmax: GraphNode) -> GraphNode | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Final
 
 import torch
@@ -18,7 +19,7 @@ from detent.transforms.edits import finish, store_tensor
 from detent.transforms.observed import observed_channels, require_statistics_of
 from detent.transforms.scaling_error import ScalingError
 
-__all__ = ["smooth"]
+__all__ = ["read_by_smoothing", "smooth"]
 
 GRID: Final = tuple(step / 20 for step in range(21))
 """Exponents tried."""
@@ -49,11 +50,9 @@ def smooth(graph: Graph, statistics: Statistics, alpha: float | None = None) -> 
         raise ConfigError(f"`alpha` must lie between 0 and 1, got {alpha}")
     require_statistics_of(graph, statistics)
     smoothed = graph.copy()
-    paths, rejected = channel_paths(smoothed, lambda item: item.kind in KERNELS or _is_affine(smoothed, item))
+    paths, rejected = _paths(smoothed)
     done = []
     for path in paths:
-        if any(reader.layer.kind != "linear" for reader in path.readers):
-            continue
         reason, exponent = _smooth(smoothed, statistics, path, alpha)
         if reason is not None:
             rejected[path.source.name] = reason
@@ -63,6 +62,17 @@ def smooth(graph: Graph, statistics: Statistics, alpha: float | None = None) -> 
     if done:
         smoothed.notes.append(f"smoothed the channels of {', '.join(done)}")
     return finish(smoothed)
+
+
+def read_by_smoothing(graph: Graph) -> Iterator[tuple[fx.Node, ...]]:
+    """The values whose statistics per channel `smooth` reads, each in a group of its own."""
+    return ((path.readers[0].value,) for path in _paths(graph)[0])
+
+
+def _paths(graph: Graph) -> tuple[list[ChannelPath], dict[str, str]]:
+    """The paths that end in linear layers only, and why others can take no factors."""
+    paths, rejected = channel_paths(graph, lambda item: item.kind in KERNELS or _is_affine(graph, item))
+    return [path for path in paths if all(reader.layer.kind == "linear" for reader in path.readers)], rejected
 
 
 def _smooth(graph: Graph, statistics: Statistics, path: ChannelPath, alpha: float | None) -> tuple[str | None, float]:
