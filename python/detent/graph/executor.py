@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -57,12 +58,23 @@ class Executor:
         module: the captured graph.
         watched: the nodes whose values are shown.
         describe: names a node for errors: layer and source line.
+        gradients: record what gradients need; parameters get none. Otherwise nothing is recorded.
 
     Raises:
         UnsupportedOpError: the graph changes its own parameters or buffers while it runs.
     """
 
-    def __init__(self, module: fx.GraphModule, watched: Sequence[fx.Node], describe: Callable[[fx.Node], str]) -> None:
+    def __init__(
+        self,
+        module: fx.GraphModule,
+        watched: Sequence[fx.Node],
+        describe: Callable[[fx.Node], str],
+        *,
+        gradients: bool = False,
+    ) -> None:
+        self._mode: Callable[[], AbstractContextManager[None]] = (
+            torch.enable_grad if gradients else torch.inference_mode
+        )
         self._module = module
         self._describe = describe
         self._nodes = list(module.graph.nodes)
@@ -73,7 +85,8 @@ class Executor:
         needed = _ancestors(watched)
         varying = _depending_on_inputs(module)
         self._constants: list[Any] = [None] * len(self._nodes)
-        with torch.inference_mode():
+        # What is recorded for gradients must not have been made in inference mode.
+        with torch.no_grad() if gradients else torch.inference_mode():
             for node in self._nodes:
                 if node in needed and node not in varying:
                     self._constants[self._slots[node]] = self._compute_constant(node)
@@ -106,7 +119,7 @@ class Executor:
             CalibrationError: an operator failed; names the layer.
         """
         for index, value in self.walk(inputs):
-            with torch.inference_mode():
+            with self._mode():
                 observer(index, value)
             del value
 
@@ -130,7 +143,7 @@ class Executor:
             values[self._slots[node]] = self._laid_out(tensor)
         for part in self._parts:
             # Entered anew in each part: the mode is the thread's, and the caller may go on in another one.
-            with torch.inference_mode():
+            with self._mode():
                 for step in part:
                     value = self._execute(step, values)
                     if step.watched is None:
@@ -184,11 +197,12 @@ class Executor:
             value: Any = self._module
             for part in str(node.target).split("."):
                 value = getattr(value, part)
+            value = value.detach() if isinstance(value, torch.Tensor) else value
         else:
             args, kwargs = _fill(self._slotted(node.args), self._constants), self._slotted(node.kwargs)
             value = self._callable(node)(*args, **_fill(kwargs, self._constants))
         if isinstance(value, torch.Tensor) and any(_is_kernel(node, user) for user in node.users):
-            return self._laid_out(value.detach())
+            return self._laid_out(value)
         return value
 
     def _laid_out(self, tensor: torch.Tensor) -> torch.Tensor:

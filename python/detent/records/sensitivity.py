@@ -1,0 +1,166 @@
+"""`SensitivityTable`: what each candidate width of each tensor does to the outputs of the network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from detent._registry import unknown_name
+from detent.errors import ConfigError, FormatError
+from detent.records.files import write_atomically
+from detent.records.tensor_file import read_tensor_file, tensor_file
+
+__all__ = ["Role", "SensitivityTable", "TensorSensitivity"]
+
+_FORMAT: Final = "detent.sensitivity"
+_VERSION: Final = 1
+
+Role = Literal["weights", "activations"]
+Doubles = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TensorSensitivity:
+    """What the candidate widths of one tensor, or of several that share one, do to the outputs.
+
+    Args:
+        name: of the layer with the kernel, or of the value.
+        role: whether it is a kernel or an activation.
+        bits: the candidate widths, in descending order.
+        scores: expected squared change of the outputs relative to their energy, float64 `[widths]`.
+        errors: standard errors of the scores, float64 `[widths]`; NaN where one cannot be told.
+        factors: float32 `[widths, n]`, the change along n directions and samples: its squares add up to the score, and
+            the products of two tensors' factors to their interaction. Empty `[widths, 0]` if only scores are known.
+    """
+
+    name: str
+    role: Role
+    bits: tuple[int, ...]
+    scores: Doubles
+    errors: Doubles
+    factors: Floats
+
+    def __post_init__(self) -> None:
+        count = len(self.bits)
+        if not count or self.scores.shape != (count,) or self.errors.shape != (count,) or len(self.factors) != count:
+            raise ConfigError("scores, their errors and factors are needed for each width", where=self.name)
+        if not bool(np.isfinite(self.scores).all()) or bool((self.scores < 0).any()):
+            raise ConfigError("scores must be finite and not negative", where=self.name)
+
+    def score(self, bits: int) -> float:
+        """The score of a width.
+
+        Raises:
+            ConfigError: it is no candidate.
+        """
+        if bits not in self.bits:
+            known = ", ".join(map(str, self.bits))
+            raise ConfigError(f"{bits} bits were not scored; candidates are {known}", where=self.name)
+        return float(self.scores[self.bits.index(bits)])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class SensitivityTable:
+    """The sensitivities of all tensors of a network.
+
+    Args:
+        tensors: in execution order, kernels and activations.
+        method: how they were scored.
+        samples: images seen.
+        probes: directions of the outputs for each image; 0 for measured scores.
+        fingerprint: of the graph.
+    """
+
+    tensors: tuple[TensorSensitivity, ...]
+    method: str
+    samples: int
+    probes: int
+    fingerprint: str
+
+    def __iter__(self) -> Iterator[TensorSensitivity]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def find(self, name: str, role: Role) -> TensorSensitivity:
+        """The sensitivity of a kernel or an activation.
+
+        Raises:
+            ConfigError: there is none of that name.
+        """
+        for tensor in self.tensors:
+            if (tensor.name, tensor.role) == (name, role):
+                return tensor
+        raise unknown_name(f"tensor among the {role}", name, [one.name for one in self.tensors if one.role == role])
+
+    def gram(self) -> Doubles:
+        """Products of the factors of all candidates, float64 `[candidates, candidates]`, in the order of `tensors`.
+
+        Raises:
+            ConfigError: only scores are known.
+        """
+        if any(tensor.factors.shape[1] == 0 for tensor in self.tensors):
+            raise ConfigError(f"{self.method} scores have no factors", remedy="score by probes")
+        factors = np.concatenate([tensor.factors for tensor in self.tensors]).astype(np.float64)
+        gram: Doubles = factors @ factors.T
+        return gram
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file.
+
+        Raises:
+            FormatError: the file cannot be written.
+        """
+        arrays: dict[str, npt.NDArray[Any]] = {}
+        for place, one in enumerate(self.tensors):
+            arrays |= {f"{place}.scores": one.scores, f"{place}.errors": one.errors, f"{place}.factors": one.factors}
+        meta = {
+            "tensors": [{"name": one.name, "role": one.role, "bits": list(one.bits)} for one in self.tensors],
+            **{name: getattr(self, name) for name in ("method", "samples", "probes", "fingerprint")},
+        }
+        write_atomically(Path(path), tensor_file(_FORMAT, _VERSION, meta, arrays))
+
+    @classmethod
+    def load(cls, path: str | Path) -> SensitivityTable:
+        """Read a file written by `save`.
+
+        Raises:
+            FormatError: the file is missing, damaged, of another kind or of another version.
+        """
+        meta, arrays = read_tensor_file(Path(path), _FORMAT, _VERSION, "score the network again")
+        try:
+            tensors = tuple(
+                TensorSensitivity(
+                    name=one["name"],
+                    role=one["role"],
+                    bits=tuple(one["bits"]),
+                    **{part: arrays[f"{place}.{part}"] for part in ("scores", "errors", "factors")},
+                )
+                for place, one in enumerate(meta["tensors"])
+            )
+            return cls(tensors=tensors, **{name: meta[name] for name in ("method", "samples", "probes", "fingerprint")})
+        except (KeyError, TypeError, ConfigError) as error:
+            raise FormatError(f"{path} holds no sensitivities: {error}", remedy="score the network again") from None
+
+    def __str__(self) -> str:
+        widths = sorted({bits for one in self.tensors for bits in one.bits}, reverse=True)
+        rows = [("tensor", "role", *(f"{bits} bits" for bits in widths))]
+        for one in self.tensors:
+            cells = (f"{one.score(bits):.3g}" if bits in one.bits else "" for bits in widths)
+            rows.append((one.name, one.role, *cells))
+        sizes = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(cell.ljust(size) for cell, size in zip(row, sizes, strict=True)).rstrip() for row in rows]
+        return "\n".join([repr(self), *lines])
+
+    def __repr__(self) -> str:
+        return (
+            f"SensitivityTable({len(self.tensors)} tensors by {self.method}, "
+            f"{self.samples} samples, {self.probes} probes)"
+        )

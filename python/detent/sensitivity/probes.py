@@ -1,0 +1,260 @@
+"""Probe scores: what every candidate width of every tensor does to the outputs, from a few backward passes in all.
+
+With J the derivative of the outputs by a value x, quantizing x changes them by J (Q(x) - x), to first order. For a
+direction d of the outputs one backward pass gives J^T d at all values at once, and its product with Q(x) - x is the
+change along d, sample by sample. A kernel's change dW is seen at the layer's output, where it is the layer applied
+with dW for its kernel: one more forward pass of the layers for each width. The cost thus grows with the passes, not
+with tensors times widths, and the changes along the same directions tell how errors of different tensors add up or
+cancel. (Hutchinson's estimator, as in Dong et al. 2020, arXiv:1911.03852, section 3, applied to the Jacobian.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import count, repeat
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import fx
+
+from detent.errors import CalibrationError, ConfigError
+from detent.graph import Graph
+from detent.graph.executor import Executor
+from detent.graph.placement import Placement
+from detent.graph.side_by_side import sharing_cores
+from detent.records.plan import QuantPlan
+from detent.records.sensitivity import SensitivityTable, TensorSensitivity
+from detent.sensitivity.candidates import Candidates, Slot
+from detent.sensitivity.directions import Loss, directions, fisher
+from detent.sensitivity.taps import Gradients, tap_of_grids, tap_of_kernel
+
+__all__ = ["score_by_probes"]
+
+_SIDE_BY_SIDE: Final = 4
+"""Batches that run at the same time, at most."""
+
+Batches = Sequence[Sequence[torch.Tensor]]
+Doubles = npt.NDArray[np.float64]
+
+
+def score_by_probes(
+    graph: Graph,
+    placement: Placement,
+    plans: Sequence[QuantPlan],
+    batches: Batches,
+    *,
+    probes: int = 8,
+    loss: Loss = "outputs",
+    seed: int = 0,
+    show: Callable[[int], None] = lambda done: None,
+) -> SensitivityTable:
+    """Score every width that a tensor has in one of the plans.
+
+    Args:
+        graph: the float network.
+        placement: where its grids go.
+        plans: of this graph; every width of a tensor in any of them is a candidate, with the grid, gain and bias
+            correction it has there.
+        batches: inputs.
+        probes: directions for each sample; no more are used than a sample has outputs, and these make scores exact
+            but for higher orders.
+        loss: `"outputs"` counts the squared change of the outputs relative to their energy, each output of a network
+            alike; `"fisher"` takes outputs for logits and counts the divergence from the float network's prediction.
+        seed: of the directions.
+        show: told how many batches are done.
+
+    Raises:
+        CalibrationError: a gradient or an output is not finite; names the layer.
+        ConfigError: nothing has a choice, or no output has a gradient.
+    """
+    candidates = Candidates.of(graph, placement, plans)
+    run = _Run(graph, candidates, probes, loss, seed)
+    weights = run.weights_of_outputs(batches[0])
+    # Operators that draw random numbers would draw others if two batches ran at the same time.
+    workers = 1 if run.executor.draws_random_numbers else min(_SIDE_BY_SIDE, torch.get_num_threads())
+    found: list[_Found] = []
+    with sharing_cores(workers, "detent-probe") as pool:
+        for one in pool.map(run.changes, batches, count(), repeat(weights)):
+            found.append(one)
+            show(len(found))
+    samples = sum(one.samples for one in found)
+    # The first batch weighs outputs against each other; that they have the size of 1 in all is for all batches to say.
+    size = (sum(one.energy for one in found) / samples) ** -0.5 if loss == "outputs" else 1.0
+    tensors = tuple(
+        _sensitivity(slot, np.concatenate([one.changes[number] for one in found], axis=2) * size)
+        for number, slot in enumerate(candidates.slots)
+    )
+    return SensitivityTable(
+        tensors=tensors,
+        method=f"probes of {loss}",
+        samples=samples,
+        probes=tensors[0].factors.shape[1] // samples,
+        fingerprint=graph.fingerprint(),
+    )
+
+
+def _sensitivity(slot: Slot, changes: Doubles) -> TensorSensitivity:
+    """From changes `[widths, directions, samples]`."""
+    samples = changes.shape[2]
+    by_sample = np.square(changes).sum(axis=1)
+    deviations = by_sample.std(axis=1, ddof=1) if samples > 1 else np.full(len(by_sample), np.nan)
+    return TensorSensitivity(
+        name=slot.name,
+        role=slot.role,
+        bits=slot.bits,
+        scores=by_sample.mean(axis=1),
+        errors=deviations / samples**0.5,
+        factors=(changes / samples**0.5).reshape(len(changes), -1).astype(np.float32),
+    )
+
+
+class _Found(NamedTuple):
+    """What a batch tells.
+
+    Args:
+        changes: along its directions, `[widths, directions, samples]` for each slot.
+        energy: of its weighted outputs.
+        samples: in it.
+    """
+
+    changes: list[Doubles]
+    energy: float
+    samples: int
+
+
+class _Run:
+    """The network made ready for gradients at everything that has candidates."""
+
+    def __init__(self, graph: Graph, candidates: Candidates, probes: int, loss: Loss, seed: int) -> None:
+        self._graph = graph
+        self._candidates = candidates
+        self._probes = probes
+        self._loss = loss
+        self._seed = seed
+        self._layers = {name: graph.find(name) for name in candidates.users}
+        self._values = {name: graph.find(name) for name in candidates.values}
+        sources = [layer.data[0] for layer in self._layers.values()]
+        nodes = [item.node for item in (*self._layers.values(), *self._values.values())]
+        self._outputs = _float_outputs(graph)
+        self._watched = list(dict.fromkeys([*sources, *nodes, *self._outputs]))
+        self.executor = Executor(graph.module, self._watched, graph.name_of, gradients=True)
+
+    def weights_of_outputs(self, batch: Sequence[torch.Tensor]) -> dict[fx.Node, float]:
+        """What the changes of each output are multiplied by, so that all count alike: from the first batch."""
+        if self._loss == "fisher":
+            return dict.fromkeys(self._outputs, 1.0)
+        energies: dict[fx.Node, float] = {}
+        for index, value in self.executor.walk([tensor.detach() for tensor in batch]):
+            node = self._watched[index]
+            if node in self._outputs:
+                energies[node] = float(value.detach().square().sum(dtype=torch.float64)) / self._samples(batch)
+        for node, energy in energies.items():
+            if not np.isfinite(energy):
+                raise CalibrationError("the output holds NaN or infinity", where=self._graph.name_of(node))
+        return {node: (len(energies) * energy) ** -0.5 if energy > 0 else 0.0 for node, energy in energies.items()}
+
+    def changes(self, batch: Sequence[torch.Tensor], number: int, weights: Mapping[fx.Node, float]) -> _Found:
+        """Run a batch forward once and backward along each of its directions."""
+        samples = self._samples(batch)
+        leaves: list[torch.Tensor] = []
+        outputs: dict[fx.Node, torch.Tensor] = {}
+        kept: dict[fx.Node, torch.Tensor] = {}
+        gradients = Gradients(self._candidates.slots, samples)
+        # Detached tensors of the same memory: the user's own must not begin to require gradients.
+        for index, value in self.executor.walk([tensor.detach() for tensor in batch]):
+            node = self._watched[index]
+            if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+                continue
+            if not value.requires_grad:
+                leaves.append(value.requires_grad_())
+            kept[node] = value.detach()
+            self._tap(node, value, kept, gradients)
+            if node in self._outputs:
+                outputs[node] = value
+        drawn = self._drawn(outputs, weights, samples, number)
+        for place in range(len(drawn[0])):
+            self._backward(outputs, leaves, [part[place] for part in drawn], keep=place + 1 < len(drawn[0]))
+            gradients.next_direction()
+        energy = sum(
+            (weights[node] ** 2) * float(value.detach().square().sum(dtype=torch.float64))
+            for node, value in outputs.items()
+        )
+        return _Found(gradients.changes(), energy, samples)
+
+    def _backward(
+        self,
+        outputs: Mapping[fx.Node, torch.Tensor],
+        leaves: Sequence[torch.Tensor],
+        direction: Sequence[torch.Tensor],
+        *,
+        keep: bool,
+    ) -> None:
+        try:
+            torch.autograd.grad(list(outputs.values()), leaves, direction, retain_graph=keep, allow_unused=True)
+        except (RuntimeError, NotImplementedError) as error:
+            raise ConfigError(
+                f"the network cannot be differentiated: {error}", remedy="score by measuring instead"
+            ) from error
+
+    def _tap(self, node: fx.Node, value: torch.Tensor, kept: dict[fx.Node, torch.Tensor], gradients: Gradients) -> None:
+        name = self._graph.name_of(node)
+        layer = self._layers.get(name)
+        if layer is not None:
+            number = self._candidates.users[name]
+            slot = self._candidates.slots[number]
+            gradients.listen(value, number, tap_of_kernel(layer, kept[layer.data[0]], slot.changes))
+        if name in self._values:
+            number = self._candidates.values[name]
+            grids = self._candidates.slots[number].grids[name]
+            gradients.listen(value, number, tap_of_grids(self._values[name], value.detach(), grids))
+
+    def _drawn(
+        self, outputs: Mapping[fx.Node, torch.Tensor], weights: Mapping[fx.Node, float], samples: int, number: int
+    ) -> list[torch.Tensor]:
+        """Directions of all outputs together, `[directions, *shape]` for each of them."""
+        random = np.random.default_rng([self._seed, number])
+        firsts = [self._samples_first(node, value.detach()) for node, value in outputs.items()]
+        sizes = [first[0].numel() for first in firsts]
+        together = directions(samples, sum(sizes), self._probes, random)
+        parts, start = [], 0
+        for (node, value), first, size in zip(outputs.items(), firsts, sizes, strict=True):
+            part = together[:, :, start : start + size].reshape(-1, *first.shape)
+            start += size
+            if self._loss == "fisher":
+                part = fisher(torch.softmax(first, dim=-1).numpy(), part)
+            scattered = torch.empty((len(part), *value.shape))
+            for direction, to in zip(part, scattered, strict=True):
+                self._samples_first(node, to).copy_(torch.from_numpy(direction) * weights[node])
+            parts.append(scattered)
+        return parts
+
+    def _samples_first(self, node: fx.Node, value: torch.Tensor) -> torch.Tensor:
+        batch = self._graph.find(self._graph.name_of(node)).batch
+        if batch is None or batch.outer is None:
+            return value.unsqueeze(0)
+        return batch.samples_first(value)
+
+    def _samples(self, batch: Sequence[torch.Tensor]) -> int:
+        axes = [(tensor, spec.batch_axis) for tensor, spec in zip(batch, self._graph.inputs, strict=True)]
+        sizes = [tensor.shape[axis] for tensor, axis in axes if axis is not None]
+        return int(sizes[0]) if sizes else 1
+
+
+def _float_outputs(graph: Graph) -> list[fx.Node]:
+    """The outputs that can have a gradient.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    found = [graph.find(graph.name_of(node)) for node in dict.fromkeys(graph.outputs()) if node.op != "get_attr"]
+    floats = [item.node for item in found if item.is_float and item.batch is not None]
+    if not floats:
+        kinds = ", ".join(f"{item.name} ({item.dtype})" for item in found)
+        raise ConfigError(
+            "no output of the network carries a gradient",
+            where=kinds or None,
+            remedy="return what comes before the argmax or rounding, or score by measuring",
+        )
+    return floats
