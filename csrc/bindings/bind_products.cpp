@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Matrix products in a fixed order.
+#include <pybind11/stl.h>
+
+#include <optional>
+
 #include "bindings/array_args.h"
 #include "kernels/products.h"
 
@@ -47,20 +51,22 @@ void moments(const py::array& x, py::array sums, py::array products) {
   products_table().moments(values, innermost, batch, n, d, to_sums, to_products);
 }
 
-py::array forms(const py::array& a, const py::array& g, const py::array& b) {
+py::array forms(const py::array& a, const py::array& g, const std::optional<py::array>& b) {
   require_c_ordered<float>(a, "a");
   require_c_ordered<float>(g, "g");
-  require_c_ordered<float>(b, "b");
   const int64_t batch = a.shape(0), rows = a.shape(1), size = a.shape(2);
   require(g.shape(0) == batch && g.shape(1) == size && g.shape(2) == size, "g must have shape [", batch, ", ", size,
           ", ", size, "], got ", shape_text(g));
-  require(b.shape(0) == batch && b.shape(1) == rows && b.shape(2) == size, "b must have shape ", shape_text(a),
-          ", got ", shape_text(b));
+  if (b) {
+    require_c_ordered<float>(*b, "b");
+    require(b->shape(0) == batch && b->shape(1) == rows && b->shape(2) == size, "b must have shape ", shape_text(a),
+            ", got ", shape_text(*b));
+  }
   py::array_t<double> out({batch, rows});
   double* to = out.mutable_data();
   const auto* left = static_cast<const float*>(a.data());
   const auto* matrices = static_cast<const float*>(g.data());
-  const auto* right = static_cast<const float*>(b.data());
+  const auto* right = b ? static_cast<const float*>(b->data()) : nullptr;
   {
     py::gil_scoped_release release;
     products_table().forms(left, matrices, right, batch, rows, size, to);
@@ -74,7 +80,7 @@ void register_products(py::module_& module) {
   module.def("moments", &moments, "Adds column sums and x^T x of each matrix of a batch.", py::arg("x"),
              py::arg("sums"), py::arg("products"));
   module.def("forms", &forms, "Bilinear forms of the rows of two batches of matrices.", py::arg("a"), py::arg("g"),
-             py::arg("b"));
+             py::arg("b") = py::none());
 }
 
 }  // namespace detent::bindings

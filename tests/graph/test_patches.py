@@ -41,8 +41,8 @@ def test_rows_times_patches_is_the_output(name: str, channels_last: bool) -> Non
     assert layer.weight is not None
     kernel = graph.tensor(layer.weight).detach().numpy()
     wanted = graph(x).detach()
-    windows = Windows(layer, x, kernel.shape)
-    patches = windows.at(np.arange(windows.positions))
+    windows = Windows(layer, kernel.shape)
+    patches = windows.at(x, np.arange(windows.positions(x)))
     found = torch.from_numpy(np.einsum("goi,gri->rgo", kernel_rows(layer, kernel), patches))
     found = found.reshape(found.shape[0], -1)
     if layer.bias is not None:
@@ -56,6 +56,6 @@ def test_some_positions_are_the_rows_at_those_positions() -> None:
     x = torch.randn(3, 4, 6, 5)
     graph = detent.capture(nn.Conv2d(4, 6, 3, padding=1), x)
     (layer,) = [node for node in graph.nodes() if has_rows(node)]
-    windows = Windows(layer, x, (6, 4, 3, 3))
-    everywhere = windows.at(np.arange(30)).reshape(1, 3, 30, 36)
-    assert np.array_equal(windows.at(np.array([4, 17, 29])), everywhere[:, :, [4, 17, 29]].reshape(1, 9, 36))
+    windows = Windows(layer, (6, 4, 3, 3))
+    everywhere = windows.at(x, np.arange(30)).reshape(1, 3, 30, 36)
+    assert np.array_equal(windows.at(x, np.array([4, 17, 29])), everywhere[:, :, [4, 17, 29]].reshape(1, 9, 36))

@@ -59,69 +59,98 @@ def sum_by_step(layer: GraphNode, of_rows: npt.NDArray[np.float64], *, one_step:
 
 
 class Windows:
-    """The patches of one value of a layer's input; only those asked for are read.
+    """The patches of a layer's input; only those asked for are read.
 
     Args:
         layer: the layer, see `has_rows`.
-        x: float32, as the layer takes it.
         kernel_shape: shape of the layer's kernel.
     """
 
-    def __init__(self, layer: GraphNode, x: torch.Tensor, kernel_shape: tuple[int, ...]) -> None:
+    def __init__(self, layer: GraphNode, kernel_shape: tuple[int, ...]) -> None:
         self._layer = layer
+        self._kernel_shape = kernel_shape
         self._taps = tuple(kernel_shape[2:])
-        if layer.kind == "linear":
-            self._rows = x.reshape(x.shape[0] if x.dim() > 1 else 1, -1, x.shape[-1])
-            self._spatial: tuple[int, ...] = tuple(self._rows.shape[1:2])
-            self._outputs = self._spatial
-        else:
-            batched = x if x.dim() == len(kernel_shape) else x.unsqueeze(0)
-            self._spatial = tuple(batched.shape[2:])
-            # [samples, places, channels]: no copy for channels-last values.
-            self._rows = batched.flatten(2).transpose(1, 2)
+        # Batches mostly have the same spatial shape, whose table is small.
+        self._reached: dict[tuple[int, ...], list[Integers]] = {}
+        self._outputs: tuple[int, ...] = ()
+        if layer.kind != "linear":
             shape = concrete_shape(layer.node)
             self._outputs = shape[len(shape) - len(self._taps) :]
-        self.positions = math.prod(self._outputs)
 
-    def at(self, positions: npt.NDArray[np.int64]) -> Array:
+    def positions(self, x: torch.Tensor) -> int:
+        """Output positions of one sample.
+
+        Args:
+            x: float32, as the layer takes it.
+        """
+        if self._layer.kind == "linear":
+            return math.prod(x.shape[1:-1])
+        return math.prod(self._outputs)
+
+    def at(self, x: torch.Tensor, positions: Integers) -> Array:
         """The patches at some output positions of every sample, float32 `[groups, samples x positions, d]`.
 
         In C order; those of depthwise layers are a view with the groups innermost in memory, as values have them.
 
         Args:
-            positions: indices below `positions`, the output's spatial axes flattened.
+            x: float32, as the layer takes it.
+            positions: indices below `positions(x)`, the output's spatial axes flattened.
         """
         if self._layer.kind == "linear":
-            return self._rows[:, torch.from_numpy(positions)].reshape(1, -1, self._rows.shape[-1]).numpy()
-        places = self._places(positions)
-        taken = self._rows[:, torch.from_numpy(np.maximum(places, 0)).reshape(-1)]
-        if bool((places < 0).any()):
-            taken.mul_(torch.from_numpy(places >= 0).reshape(-1, 1))
+            rows = x.reshape(x.shape[0] if x.dim() > 1 else 1, -1, x.shape[-1])
+            return _taken(rows, positions).reshape(1, -1, x.shape[-1])
+        batched = x if x.dim() == len(self._kernel_shape) else x.unsqueeze(0)
+        places = self._places(positions, tuple(batched.shape[2:]))
+        lacking = places < 0
+        # [samples, places, channels]: no copy for channels-last values.
+        taken = _taken(batched.flatten(2).transpose(1, 2), np.maximum(places, 0).reshape(-1))
+        if lacking.any():
+            taken[:, lacking.reshape(-1)] = 0
         samples, _, channels = taken.shape
         groups = self._layer.groups
         if groups == channels:
-            return taken.reshape(samples * len(positions), -1, channels).permute(2, 0, 1).numpy()
-        split = taken.reshape(samples, *places.shape, groups, channels // groups).permute(3, 0, 1, 4, 2)
-        return split.reshape(groups, samples * len(positions), -1).contiguous().numpy()
+            return np.asarray(taken.reshape(samples * len(positions), -1, channels).transpose(2, 0, 1))
+        split = taken.reshape(samples, *places.shape, groups, channels // groups).transpose(3, 0, 1, 4, 2)
+        return np.ascontiguousarray(split.reshape(groups, samples * len(positions), -1))
 
-    def _places(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Where each tap reads for each output position `[positions, taps]`, in the flattened input; -1 for a zero."""
+    def _places(self, positions: Integers, spatial: tuple[int, ...]) -> Integers:
+        """Where each tap reads for each output position `[positions, taps]`, in the flattened input; < 0 for a zero."""
+        if spatial not in self._reached:
+            self._reached[spatial] = self._by_axis(spatial)
+        places = np.zeros((len(positions), 1), np.int64)
+        for along, output in zip(self._reached[spatial], np.unravel_index(positions, self._outputs), strict=True):
+            places = (places[:, :, None] + along[output][:, None]).reshape(len(positions), -1)
+        return places
+
+    def _by_axis(self, spatial: tuple[int, ...]) -> list[Integers]:
+        """What each output coordinate and tap of an axis adds to the place in the flattened input `[outputs, taps]`.
+
+        Outside of the input, so much less than nothing that the sum over all axes stays negative.
+        """
         rank, node = len(self._taps), self._layer.node
-        stride, dilation = (_each(argument(node, name), rank) for name in ("stride", "dilation"))
-        padding = _padding(argument(node, "padding"), self._taps, dilation)
-        output = np.stack(np.unravel_index(positions, self._outputs), axis=-1)[:, None]
-        tap = np.stack(np.unravel_index(np.arange(math.prod(self._taps)), self._taps), axis=-1)[None]
-        if self._layer.kind == "conv_transposed":
-            # Input i and tap k meet at output i * stride - padding + k * dilation.
-            reach = output + padding - tap * dilation
-            place = reach // stride
-            read = reach % stride == 0
-        else:
-            place = output * stride - padding + tap * dilation
-            read = np.ones(place.shape, bool)
-        read &= (place >= 0) & (place < self._spatial)
-        flat = np.ravel_multi_index(tuple(np.moveaxis(np.where(read, place, 0), -1, 0)), self._spatial)
-        return np.asarray(np.where(read.all(axis=-1), flat, -1))
+        strides, dilations = (_each(argument(node, name), rank) for name in ("stride", "dilation"))
+        paddings = _padding(argument(node, "padding"), self._taps, dilations)
+        tables = []
+        for axis, (stride, dilation, padding) in enumerate(zip(strides, dilations, paddings, strict=True)):
+            output, tap = np.arange(self._outputs[axis])[:, None], np.arange(self._taps[axis])
+            if self._layer.kind == "conv_transposed":
+                # Input i and tap k meet at output i * stride - padding + k * dilation.
+                reach = output + padding - tap * dilation
+                place, read = reach // stride, reach % stride == 0
+            else:
+                place = output * stride - padding + tap * dilation
+                read = np.ones(place.shape, bool)
+            read &= (place >= 0) & (place < spatial[axis])
+            tables.append(np.where(read, place * math.prod(spatial[axis + 1 :]), -math.prod(spatial)))
+        return tables
+
+
+def _taken(rows: torch.Tensor, places: Integers) -> Array:
+    """The rows at some places of every sample, a copy: `[samples, places, channels]`."""
+    if rows.is_contiguous():
+        # NumPy copies whole rows, torch one number after the other.
+        return np.asarray(np.take(rows.numpy(), places, axis=1))
+    return np.ascontiguousarray(rows[:, torch.from_numpy(places)].numpy())
 
 
 def _padding(padding: Any, taps: tuple[int, ...], dilation: Integers) -> Integers:

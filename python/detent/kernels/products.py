@@ -38,18 +38,18 @@ def moments(x: ArrayLike, *, sums: Doubles | None = None, products: Doubles | No
     return sums, products
 
 
-def forms(a: ArrayLike, g: ArrayLike, b: ArrayLike) -> Doubles:
+def forms(a: ArrayLike, g: ArrayLike, b: ArrayLike | None = None) -> Doubles:
     """Bilinear forms a_i g b_i^T of rows a_i and b_i, float64 `[batch, n]`.
 
     a g is summed as in `moments`; its products with b are float64, added up in blocks of 32 columns first.
 
     Args:
         a: float32 `[batch, n, d]` in C order.
-        g: float32 `[batch, d, d]` in C order.
-        b: as a.
+        g: float32 `[batch, d, d]` in C order; symmetric if b is None.
+        b: as a; None if it is a, which takes half the work.
 
     Raises:
         ValueError: a wrong dtype, shape or layout.
         TypeError: not an array.
     """
-    return _core.forms(as_array(a, "a"), as_array(g, "g"), as_array(b, "b"))
+    return _core.forms(as_array(a, "a"), as_array(g, "g"), None if b is None else as_array(b, "b"))

@@ -79,18 +79,18 @@ class Forms:
 
     second: FloatArray
 
-    def of(self, a: FloatArray, b: FloatArray) -> Array:
+    def of(self, a: FloatArray, b: FloatArray | None = None) -> Array:
         """The form of each row of `a` and the same row of `b`, float64 `[groups, n]`.
 
         Args:
             a: float32 `[groups, n, d]`, errors of kernel rows for instance.
-            b: of the same shape.
+            b: of the same shape; None if it is a.
         """
         shape = self.second.shape[:3]
         one = _blocks(a, shape)
-        other = one if b is a else _blocks(b, shape)
         flat = (-1, *one.shape[2:])
-        found = forms(one.reshape(flat), self.second.reshape(-1, *self.second.shape[2:]), other.reshape(flat))
+        other = None if b is None else _blocks(b, shape).reshape(flat)
+        found = forms(one.reshape(flat), self.second.reshape(-1, *self.second.shape[2:]), other)
         return np.asarray(found.reshape(one.shape[:3]).sum(axis=1))
 
 
@@ -145,6 +145,8 @@ class InputMoments(Mapping[str, LayerMoments]):
         """
         shape = self[layers[0]].products.shape
         used = [self[name] for name in layers if name in self and self[name].products.shape == shape]
+        if len(used) == 1:
+            return Forms(used[0].second(central=central).astype(np.float32))
         total = sum(layer.count for layer in used)
         second = sum(layer.second(central=central) * (layer.count / total) for layer in used)
         return Forms(np.asarray(second, np.float32))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Final
 
@@ -134,7 +135,8 @@ class _Tally:
         self.layer = layer
         self.source = source
         self.count = 0
-        self._kernel_shape = tuple(kernel.shape)
+        self._windows = Windows(layer, tuple(kernel.shape))
+        self._taps = math.prod(kernel.shape[2:])
         outputs = kernel.shape[0] if layer.kind != "conv_transposed" else kernel.shape[1] * layer.groups
         self._length = kernel.numel() // outputs
         blocks = -(-self._length // _LONGEST_BLOCK)
@@ -144,11 +146,11 @@ class _Tally:
 
     def add(self, value: torch.Tensor, batches: int, random: np.random.Generator) -> None:
         """Count the patches of one batch; `batches` of them come in all."""
-        windows = Windows(self.layer, value, self._kernel_shape)
+        positions = self._windows.positions(value)
         rows = value.shape[0] if value.dim() > 1 else 1
         wanted = max(_LEAST_PATCHES, _PATCHES_PER_ELEMENT * self._products.shape[-1])
-        each = min(windows.positions, -(-wanted // (batches * rows)))
-        patches = windows.at(np.sort(random.permutation(windows.positions)[:each]))
+        each = min(positions, -(-wanted // (batches * rows)))
+        patches = self._windows.at(value, np.sort(random.permutation(positions)[:each]))
         if COMPENSATED in self.layer.node.meta:
             patches -= self._compensated(patches.shape[-1])  # in place, which keeps their layout
         self.count += patches.shape[1]
@@ -173,10 +175,9 @@ class _Tally:
 
     def _compensated(self, length: int) -> npt.NDArray[np.float32]:
         """What a rewrite added to the patches, element by element: it is taken back when the plan is applied."""
-        taps = int(np.prod(self._kernel_shape[2:]))
-        channels = self.layer.groups * length // taps
+        channels = self.layer.groups * length // self._taps
         amount = np.broadcast_to(self.layer.node.meta[COMPENSATED], channels).reshape(self.layer.groups, 1, -1)
-        return np.repeat(amount, taps, axis=2).astype(np.float32)
+        return np.repeat(amount, self._taps, axis=2).astype(np.float32)
 
     def merge(self, other: _Tally) -> None:
         """Add what another side has seen."""

@@ -94,8 +94,12 @@ def _loss(
 
     def part(factors: Vector) -> Vector:
         rounded = round_scaled(grid, kernel, factors)
-        errors = np.concatenate([kernel_rows(node, each) - wanted for each in rounded], axis=1)
-        by_candidate = forms.of(errors, errors).reshape(len(wanted), len(factors), -1).transpose(1, 0, 2)
+        groups, outputs, length = wanted.shape
+        errors = np.empty((groups, len(factors), outputs, length), np.float32)
+        for candidate, each in enumerate(rounded):
+            np.subtract(kernel_rows(node, each), wanted, out=errors[:, candidate])
+        found = forms.of(errors.reshape(groups, -1, length))
+        by_candidate = found.reshape(groups, len(factors), outputs).transpose(1, 0, 2)
         # What shares limits is judged together.
         return sum_by_step(node, by_candidate, one_step=grid.axis is None)
 

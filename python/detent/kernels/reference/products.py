@@ -25,16 +25,23 @@ def moments(x: Floats, *, sums: Doubles | None = None, products: Doubles | None 
     return sums, products
 
 
-def forms(a: Floats, g: Floats, b: Floats) -> Doubles:
+def forms(a: Floats, g: Floats, b: Floats | None = None) -> Doubles:
     """Twin of `kernels.products.forms`."""
     total = np.zeros(a.shape[:2])
+    other = (a if b is None else b).astype(np.float64)
     with np.errstate(all="ignore"):
-        shares = _multiply(a, g, np.zeros(a.shape)) * b.astype(np.float64)
         for first in range(0, a.shape[2], BLOCK):
-            block = np.zeros(total.shape)
-            for column in range(first, min(first + BLOCK, a.shape[2])):
-                block = block + shares[:, :, column]
-            total = total + block
+            last = min(first + BLOCK, a.shape[2])
+            depth = last if b is None else a.shape[2]
+            right = g[:, :depth, first:last].copy()
+            if b is None:
+                right[:, :first] *= 2
+            through = _multiply(a[:, :, :depth], right, np.zeros((*total.shape, last - first)))
+            terms = np.zeros((*total.shape, BLOCK))
+            terms[:, :, : last - first] = through * other[:, :, first:last]
+            for half in (16, 8, 4, 2, 1):
+                terms = terms[:, :, :half] + terms[:, :, half:]
+            total = total + terms[:, :, 0]
     return total
 
 
