@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from detent.config.budget import Budget
+from detent.config.mixed_precision import MixedPrecisionConfig
 from detent.config.preprocessing import Preprocessing, RawType, Resize, assign_records, resolve_preprocessing
 from detent.config.quantization import ActivationMetric, QuantizationConfig, WeightsGrid, WeightsMetric
 
 __all__ = [
     "ActivationMetric",
+    "Budget",
+    "MixedPrecisionConfig",
     "Preprocessing",
     "QuantizationConfig",
     "RawType",

@@ -1,0 +1,76 @@
+"""`MixedPrecisionConfig`: how code widths are scored and distributed under a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from detent._validation import FrozenModel, config_error
+from detent.errors import ConfigError
+
+__all__ = ["MixedPrecisionConfig"]
+
+Width = Annotated[int, Field(ge=1, le=16)]
+
+
+class MixedPrecisionConfig(FrozenModel):
+    """Options of mixed precision; keyword only, immutable.
+
+    Attributes:
+        samples: calibration samples that scores are taken on.
+        probes: directions of the outputs for each sample; each costs a backward pass.
+        loss: what a score counts: `"outputs"`, the squared change of the outputs relative to their energy, or
+            `"fisher"`, the divergence of a classifier's prediction (outputs are logits).
+        interactions: the objective knows how errors of different tensors add up or cancel; without them scores are
+            added up.
+        evaluated: how many of the best distributions are run on held-out samples, the best of which is taken; 0 or 1
+            takes the solver's.
+        weights_widths: candidate widths of kernels; None takes all that the target offers.
+        activation_widths: candidate widths of activations; None takes all that the target offers.
+        widths: candidate widths of single tensors, by layer or value; one width fixes it.
+        order: operations run in the order of the graph, or in the one that needs the least memory.
+        gap: how far, relatively, the solution may be from the best one.
+        time_limit_s: the solver's time.
+        seed: of the probes.
+
+    Raises:
+        ConfigError: an unknown key (with a suggestion) or a value out of range.
+    """
+
+    samples: Annotated[int, Field(ge=1)] = 32
+    probes: Annotated[int, Field(ge=1)] = 8
+    loss: Literal["outputs", "fisher"] = "outputs"
+    interactions: bool = True
+    evaluated: Annotated[int, Field(ge=0)] = 4
+    weights_widths: tuple[Width, ...] | None = None
+    activation_widths: tuple[Width, ...] | None = None
+    widths: Mapping[str, tuple[Width, ...]] = Field(default_factory=dict)
+    order: Literal["captured", "best"] = "captured"
+    gap: Annotated[float, Field(ge=0, lt=1)] = 1e-4
+    time_limit_s: Annotated[float, Field(gt=0)] = 60.0
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    def __init__(self, **options: Any) -> None:
+        try:
+            super().__init__(**options)
+        except ValidationError as error:
+            raise config_error(error, type(self)) from None
+
+    @classmethod
+    def resolve(cls, config: MixedPrecisionConfig | Mapping[str, Any] | None) -> MixedPrecisionConfig:
+        """The options from what a user gives for them.
+
+        Raises:
+            ConfigError: it is neither such options nor a mapping of them.
+        """
+        if config is None:
+            return cls()
+        if isinstance(config, cls):
+            return config
+        if isinstance(config, Mapping) and all(isinstance(name, str) for name in config):
+            return cls(**config)
+        raise ConfigError(
+            f"`mixed_precision` must be a MixedPrecisionConfig or a mapping of its options, got {type(config).__name__}"
+        )
