@@ -14,6 +14,7 @@ void register_statistics(pybind11::module_& module);
 void register_histogram_search(pybind11::module_& module);
 void register_weight_search(pybind11::module_& module);
 void register_codebook_search(pybind11::module_& module);
+void register_assignment_search(pybind11::module_& module);
 }  // namespace detent::bindings
 
 PYBIND11_MODULE(_core, module) {
@@ -29,4 +30,5 @@ PYBIND11_MODULE(_core, module) {
   detent::bindings::register_histogram_search(module);
   detent::bindings::register_weight_search(module);
   detent::bindings::register_codebook_search(module);
+  detent::bindings::register_assignment_search(module);
 }

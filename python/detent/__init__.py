@@ -18,18 +18,22 @@ from detent.kernels.build import build_info
 
 if TYPE_CHECKING:
     from detent import edit
-    from detent.config import Preprocessing, QuantizationConfig
+    from detent.config import Budget, MixedPrecisionConfig, Preprocessing, QuantizationConfig
     from detent.exporters import export
     from detent.graph import Graph
+    from detent.mixed_precision import Resources, resources
     from detent.pipeline import (
         apply,
         calibrate,
         capture,
+        choose_widths,
         collect_moments,
         correct_biases,
+        pareto,
         plan,
         quantize,
         revise,
+        score,
         transform,
     )
     from detent.quantized import QuantizedModel
@@ -37,32 +41,43 @@ if TYPE_CHECKING:
     from detent.records.hessians import HessianScores
     from detent.records.moments import InputMoments
     from detent.records.plan import QuantPlan
+    from detent.records.sensitivity import SensitivityTable
     from detent.records.statistics import Statistics
+    from detent.records.widths import Widths
     from detent.targets import load_target, target_names
 
 __all__ = [
+    "Budget",
     "DetentError",
     "Graph",
     "Grid",
     "HessianScores",
     "InputMoments",
+    "MixedPrecisionConfig",
     "Preprocessing",
     "QuantPlan",
     "QuantizationConfig",
     "QuantizedModel",
+    "Resources",
+    "SensitivityTable",
     "Statistics",
+    "Widths",
     "apply",
     "build_info",
     "calibrate",
     "capture",
+    "choose_widths",
     "collect_moments",
     "correct_biases",
     "edit",
     "export",
     "load_target",
+    "pareto",
     "plan",
     "quantize",
+    "resources",
     "revise",
+    "score",
     "target_names",
     "transform",
 ]
@@ -70,25 +85,34 @@ __all__ = [
 __version__: str = _core.version
 
 _HOMES: Final = {
+    "Budget": "detent.config",
     "Graph": "detent.graph",
     "Grid": "detent.records.grid",
     "HessianScores": "detent.records.hessians",
     "InputMoments": "detent.records.moments",
+    "MixedPrecisionConfig": "detent.config",
     "Preprocessing": "detent.config",
     "QuantPlan": "detent.records.plan",
     "QuantizationConfig": "detent.config",
     "QuantizedModel": "detent.quantized",
+    "Resources": "detent.mixed_precision",
+    "SensitivityTable": "detent.records.sensitivity",
     "Statistics": "detent.records.statistics",
+    "Widths": "detent.records.widths",
     "apply": "detent.pipeline",
     "calibrate": "detent.pipeline",
     "capture": "detent.pipeline",
+    "choose_widths": "detent.pipeline",
     "collect_moments": "detent.pipeline",
     "correct_biases": "detent.pipeline",
     "export": "detent.exporters",
     "load_target": "detent.targets",
+    "pareto": "detent.pipeline",
     "plan": "detent.pipeline",
     "quantize": "detent.pipeline",
+    "resources": "detent.mixed_precision",
     "revise": "detent.pipeline",
+    "score": "detent.pipeline",
     "target_names": "detent.targets",
     "transform": "detent.pipeline",
 }

@@ -133,6 +133,47 @@ def search_codebook(
     min_threshold: float,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float64]]: ...
 
+# bind_assignment_search.cpp
+def search_band(
+    first: npt.NDArray[np.int64],
+    costs: npt.NDArray[np.float64],
+    amounts: npt.NDArray[np.float64],
+    limits: npt.NDArray[np.float64],
+    reduced: npt.NDArray[np.float64],
+    bound: float,
+    upper: float,
+    gap: float,
+    most_nodes: int,
+    wanted: int,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], int, bool]: ...
+def search_nearby(
+    first: npt.NDArray[np.int64],
+    factors: npt.NDArray[np.float64],
+    costs: npt.NDArray[np.float64],
+    amounts: npt.NDArray[np.float64],
+    limits: npt.NDArray[np.float64],
+    product: npt.NDArray[np.int64],
+    product_amounts: npt.NDArray[np.float64],
+    start: npt.NDArray[np.int64],
+    steps: int,
+    wanted: int,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], int, bool]: ...
+def search_tree(
+    first: npt.NDArray[np.int64],
+    factors: npt.NDArray[np.float64],
+    costs: npt.NDArray[np.float64],
+    amounts: npt.NDArray[np.float64],
+    limits: npt.NDArray[np.float64],
+    product: npt.NDArray[np.int64],
+    product_amounts: npt.NDArray[np.float64],
+    order: npt.NDArray[np.int64],
+    multipliers: npt.NDArray[np.float64],
+    upper: float,
+    gap: float,
+    most_nodes: int,
+    wanted: int,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], int, bool]: ...
+
 # bind_error.cpp
 def tensor_error(
     x: _Array,

@@ -14,14 +14,18 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from detent._arguments import expect, reference_of
-from detent.config import Preprocessing, QuantizationConfig, resolve_preprocessing
+from detent.candidate_widths import checked_budget, mixed_passes
+from detent.config import Budget, MixedPrecisionConfig, Preprocessing, QuantizationConfig, resolve_preprocessing
+from detent.config.quantization import FEW_BITS
 from detent.correcting import correct_as_asked, correct_biases
 from detent.edit import Rule
 from detent.errors import ConfigError
+from detent.fronts import pareto
 from detent.graph import Graph
 from detent.graph import capture as capture_graph
 from detent.graph.example import normalize_example
-from detent.planning import further_passes, plan, revise, values_to_observe
+from detent.mixing import choose_widths, score
+from detent.planning import FurtherPasses, further_passes, plan, revise, values_to_observe
 from detent.quantized import QuantizedModel, assemble
 from detent.records.moving import momentum_to_calibrate
 from detent.records.plan import QuantPlan
@@ -52,16 +56,20 @@ from detent.transforms import (
 __all__ = [
     "apply",
     "calibrate",
+    "calibrate_for_rewrites",
     "capture",
+    "checked_budget",
+    "choose_widths",
     "collect_moments",
-    "correct_as_asked",
     "correct_biases",
-    "further_passes",
+    "decide",
+    "pareto",
+    "passes_over_data",
     "plan",
     "quantize",
     "revise",
+    "score",
     "transform",
-    "values_to_observe",
 ]
 
 
@@ -163,7 +171,7 @@ def _required(target: str | Path | Target | None) -> Target:
     return load_target(target)
 
 
-def _seen_for_rewrites(graph: Graph, data: Any, settings: QuantizationConfig, *, progress: bool) -> Statistics:
+def calibrate_for_rewrites(graph: Graph, data: Any, settings: QuantizationConfig, *, progress: bool) -> Statistics:
     """Statistics of what the wanted rewrites read; no data are read if they read nothing."""
     everything = [observation.name for observation in observed_values(graph, None, [])]
     reads = read_by_rewrites(graph, settings, everything)
@@ -197,10 +205,12 @@ def quantize(
     config: QuantizationConfig | Mapping[str, Any] | None = None,
     preprocessing: Preprocessing | Mapping[str, Preprocessing | Mapping[str, Any]] | None = None,
     rules: Sequence[Rule] = (),
+    budget: Budget | Mapping[str, Any] | None = None,
+    mixed_precision: MixedPrecisionConfig | Mapping[str, Any] | None = None,
     progress: bool = True,
     **options: Any,
 ) -> QuantizedModel:
-    """Quantize a trained model: capture, transform, calibrate, plan, correct and apply in a row.
+    """Quantize a trained model: capture, transform, calibrate, choose widths, plan, correct and apply in a row.
 
     Args:
         model: the module, an `ExportedProgram`, the path of a `.pt2` file, or a graph captured before.
@@ -211,6 +221,9 @@ def quantize(
         preprocessing: what turns raw input into what the model was trained on, one record or records by input name;
             the data are raw then. A captured graph has its own.
         rules: what to decide otherwise for some tensors, from `detent.edit.rule`; later ones win.
+        budget: limits on memory or operations; every tensor then gets one of the widths the target offers, so that the
+            outputs lose least. None takes one width for all.
+        mixed_precision: how widths are scored and chosen under a budget.
         progress: show progress on a terminal.
         **options: fields of `QuantizationConfig`.
 
@@ -222,6 +235,9 @@ def quantize(
     settings.refuse_hessians()
     load_target(target)
     reference_of(target)
+    limits = checked_budget(budget)
+    if limits is None and mixed_precision is not None:
+        raise ConfigError("`mixed_precision` is for a budget, and there is none", remedy="give `budget`")
     records = resolve_preprocessing(preprocessing)
     if isinstance(model, Graph):
         if records:
@@ -234,10 +250,12 @@ def quantize(
     if settings.rewrites_by_statistics:
         # The data are read twice more, so what can be read once only is held.
         data = list(data) if isinstance(data, Iterator) else data
-        seen = _seen_for_rewrites(graph, data, settings, progress=progress)
+        seen = calibrate_for_rewrites(graph, data, settings, progress=progress)
         graph = transform(graph, seen, target=target, config=settings)
-    passes = further_passes(graph, target, settings, rules)
+    mixed = None if limits is None else MixedPrecisionConfig.resolve(mixed_precision)
+    passes = passes_over_data(graph, target, settings, rules, limits, mixed)
     kept = settings.samples_kept(moments=passes.moments, sequential=passes.sequential)
+    kept = max(kept, 0 if mixed is None else 2 * mixed.samples)
     if kept and isinstance(data, Iterator):
         data = Keeping(data, kept)
     # Only what this plan reads is observed; a user who wants to decide again calibrates once for everything.
@@ -246,10 +264,87 @@ def quantize(
     channels = settings.corrects_by_statistics or settings.activation_per_channel
     stats = calibrate(graph, data, progress=progress, values=values, channels=channels, moving_maximum=momentum)
     data = data.kept if isinstance(data, Keeping) else data
-    moments = (
-        collect_moments(graph, data, samples=settings.moment_samples, progress=progress) if passes.moments else None
+    decided = decide(
+        graph,
+        stats,
+        data,
+        passes,
+        target=target,
+        config=settings,
+        rules=rules,
+        budget=limits,
+        mixed_precision=mixed,
+        progress=progress,
     )
-    decided = plan(graph, stats, target=target, config=settings, rules=rules, moments=moments)
-    if passes.sequential:
-        decided = correct_as_asked(graph, decided, data, settings, progress=progress)
     return apply(graph, decided)
+
+
+def passes_over_data(
+    graph: Graph,
+    target: str | Path | Target,
+    config: QuantizationConfig,
+    rules: Sequence[Rule],
+    budget: Budget | None,
+    mixed_precision: MixedPrecisionConfig | None,
+) -> FurtherPasses:
+    """What reads the data again after calibration, with or without a budget under which widths are chosen.
+
+    Raises:
+        ConfigError: what the target does not offer, before any data are read.
+    """
+    passes = further_passes(graph, target, config, rules)
+    return passes if budget is None else mixed_passes(graph, target, config, mixed_precision, rules, budget)
+
+
+def decide(
+    graph: Graph,
+    stats: Statistics,
+    data: Any,
+    passes: FurtherPasses,
+    *,
+    target: str | Path | Target,
+    config: QuantizationConfig,
+    rules: Sequence[Rule] = (),
+    budget: Budget | None = None,
+    mixed_precision: MixedPrecisionConfig | None = None,
+    progress: bool = True,
+) -> QuantPlan:
+    """From statistics to the finished plan: moments, widths under a budget, grids, corrections on data.
+
+    Args:
+        graph: the captured and transformed network.
+        stats: what calibration saw of it.
+        data: the same data, which are read again as `passes` says.
+        passes: from `passes_over_data`.
+        target: name of a built-in target or path of a target file.
+        config: options.
+        rules: what to decide otherwise for some tensors.
+        budget: limits on what the network needs; None takes one width for all.
+        mixed_precision: how widths are chosen under a budget.
+        progress: show progress on a terminal.
+
+    Raises:
+        DetentError: its subclasses, as the steps do.
+    """
+    moments = collect_moments(graph, data, samples=config.moment_samples, progress=progress) if passes.moments else None
+    if budget is None:
+        decided = plan(graph, stats, target=target, config=config, rules=rules, moments=moments)
+    else:
+        found = choose_widths(
+            graph,
+            stats,
+            data,
+            budget,
+            target=target,
+            config=config,
+            mixed_precision=mixed_precision,
+            rules=rules,
+            moments=moments,
+            progress=progress,
+        )
+        decided = plan(graph, stats, target=target, config=config, rules=rules, moments=moments, widths=found.widths)
+        decided = replace(decided, notes=(*decided.notes, found.note()))
+    few = budget is None or decided.widths.least < FEW_BITS or config.bias_correction == "sequential"
+    if passes.sequential and few:
+        decided = correct_as_asked(graph, decided, data, config, progress=progress)
+    return decided

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from detent._arguments import check_plan_is_of, expect, fingerprint_of, reference_of
+from detent._registry import unknown_name
 from detent.config import QuantizationConfig
 from detent.config.quantization import FEW_BITS
 from detent.corrections import correct_analytically, correct_gains, corrections_of
@@ -27,6 +28,7 @@ from detent.records.moments import InputMoments
 from detent.records.plan import QuantPlan, TensorPlan
 from detent.records.rules import checked_rules
 from detent.records.statistics import Statistics
+from detent.records.widths import Widths
 from detent.targets import Target, load_target
 from detent.thresholds import (
     avoid_ties,
@@ -51,6 +53,7 @@ def plan(
     earlier: QuantPlan | None = None,
     moments: InputMoments | None = None,
     hessians: HessianScores | None = None,
+    widths: Widths | None = None,
     **options: Any,
 ) -> QuantPlan:
     """Choose a grid for every tensor that `target` quantizes; no data is read and no forward pass is run.
@@ -64,6 +67,7 @@ def plan(
         earlier: a plan for the same graph whose frozen entries are taken over; everything else is decided anew.
         moments: what `collect_moments` saw of the layers' inputs, for the options that need it.
         hessians: scores for the metric `"hmse"`.
+        widths: code widths of single tensors, where rules leave them open; `detent.choose_widths` finds them.
         **options: fields of `QuantizationConfig`, e.g. `activation_metric="kl"`, `z_threshold=8.0`.
 
     Raises:
@@ -82,6 +86,7 @@ def plan(
     if hessians is not None:
         expect(hessians, HessianScores, "hessians", "detent.HessianScores")
         choices = replace(choices, hessians=hessians)
+    widths = _checked_widths(widths, placement, chip)
     decided = QuantPlan(
         target=reference,
         graph=fingerprint,
@@ -93,8 +98,28 @@ def plan(
         bias_corrections={} if earlier is None else corrections_of(earlier, placement, choices.kept_weights),
         rules=rules,
         preprocessing={spec.name: spec.preprocessing for spec in graph.inputs if spec.preprocessing is not None},
+        widths=widths,
     )
     return _decide(graph, stats, chip, settings, placement, choices, decided, moments)
+
+
+def _checked_widths(widths: Widths | None, placement: Placement, target: Target) -> Widths:
+    """Widths that name owners of grids only, and that the target offers; those of kernels are for the search to check.
+
+    Raises:
+        ConfigError: others.
+    """
+    if widths is None:
+        return Widths()
+    expect(widths, Widths, "widths", "detent.choose_widths")
+    owners = [name for name, point in placement.activations.items() if point.same_as is None]
+    for kind, names, known in (("layer", widths.weights, placement.weights), ("value", widths.activations, owners)):
+        for name in names:
+            if name not in known:
+                raise unknown_name(f"{kind} in `widths`", name, list(known))
+    for value, bits in widths.activations.items():
+        placement.activations[value].rule.choose_bits(bits, what="activations", target=target.name, where=value)
+    return widths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,6 +220,7 @@ def _decide(
     moments: InputMoments | None,
 ) -> QuantPlan:
     """`decided` with all tables filled: grids, room for biases, steps without ties, corrections."""
+    choices = choices.with_widths(decided.widths)
     moments = _checked(moments, decided.graph, config, placement, choices)
     activations, weights = search_grids(graph, placement, stats, target, config, choices)
     weights, notes = _settle_kernels(graph, placement, activations, weights, choices, moments, config)

@@ -19,8 +19,8 @@ from detent.graph import Graph, capture
 from detent.graph.policy import place_as_asked
 from detent.mixed_precision.max_cut import Cut, cuts
 from detent.mixed_precision.memory import Buffer, MemoryNetwork, Step
+from detent.mixed_precision.model import ResourceModel, resource_model
 from detent.mixed_precision.orders import best_order
-from detent.mixed_precision.resources import ResourceModel, resource_model
 from detent.targets import load_target
 from tests.models import MODELS, build
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from detent.errors import ConfigError
 from detent.graph import Graph, capture
 from detent.graph.policy import place_as_asked
-from detent.mixed_precision.resources import ResourceModel, resource_model, resources
+from detent.mixed_precision.model import ResourceModel, resource_model, resources
 from detent.mixed_precision.slots import activation_owners
 from detent.mixed_precision.weights import KernelMemory
 from detent.planning import plan

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from detent.cli.options import Debug
+from detent.errors import ConfigError
 
 __all__ = ["quantize"]
 
@@ -47,6 +48,10 @@ def quantize(
     ] = None,
     bias_correction: Annotated[str | None, typer.Option(help="auto, none, analytic or sequential.")] = None,
     gain_correction: Annotated[str | None, typer.Option(help="auto, none, least_squares or second_moment.")] = None,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(help="Limit of a resource, e.g. weights=50% or bit_operations='3 GBOPs'; may be given again."),
+    ] = None,
     preprocessing: Annotated[
         Path | None, typer.Option(help="JSON with the fields of detent.Preprocessing; the data are raw then.")
     ] = None,
@@ -88,7 +93,23 @@ def quantize(
         options=options,
         rules=rules,
         preprocessing=preprocessing,
+        budget=_budget(budget),
         resume=resume,
         batch_size=batch_size,
         export=Export(inputs=input_dtype, outputs=output_dtype) if onnx else None,
     )
+
+
+def _budget(given: list[str] | None) -> dict[str, str] | None:
+    """Limits written as `resource=amount`."""
+    if not given:
+        return None
+    found: dict[str, str] = {}
+    for text in given:
+        name, separator, amount = text.partition("=")
+        if not separator:
+            raise ConfigError(f"--budget {text!r} names no resource", remedy="write it as weights=50%")
+        if name.strip() in found:
+            raise ConfigError(f"--budget limits {name.strip()} twice", remedy="give one limit for each resource")
+        found[name.strip()] = amount.strip()
+    return found

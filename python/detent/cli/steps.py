@@ -13,10 +13,10 @@ from rich.console import Console
 
 import detent
 from detent._validation import parse_json
-from detent.config import Preprocessing, QuantizationConfig, resolve_preprocessing
+from detent.config import MixedPrecisionConfig, Preprocessing, QuantizationConfig, resolve_preprocessing
 from detent.errors import FormatError
 from detent.exporters import check_io_type
-from detent.pipeline import correct_as_asked, further_passes
+from detent.pipeline import calibrate_for_rewrites, checked_budget, decide, passes_over_data
 from detent.records.files import read_text
 from detent.records.moving import momentum_to_calibrate
 from detent.statistics import first_batch
@@ -50,6 +50,7 @@ def quantize_to_folder(
     options: Mapping[str, Any],
     rules: Path | None,
     preprocessing: Path | None,
+    budget: Mapping[str, Any] | None,
     resume: bool,
     batch_size: int,
     export: Export | None,
@@ -67,6 +68,8 @@ def quantize_to_folder(
     config = QuantizationConfig(**options)
     config.refuse_hessians()
     records = _read_preprocessing(preprocessing)
+    limits = checked_budget(budget)
+    mixed = None if limits is None else MixedPrecisionConfig()
     if export is not None:
         check_io_type(export.inputs, "input")
         check_io_type(export.outputs, "output")
@@ -77,9 +80,9 @@ def quantize_to_folder(
         graph = detent.transform(detent.capture(model, example, preprocessing=records), target=target, config=config)
     if config.rewrites_by_statistics:
         with _step(console, "transform"):
-            first = detent.calibrate(graph, data, progress=console.is_terminal)
+            first = calibrate_for_rewrites(graph, data, config, progress=console.is_terminal)
             graph = detent.transform(graph, first, target=target, config=config)
-    passes = further_passes(graph, target, config, asked)
+    passes = passes_over_data(graph, target, config, asked, limits, mixed)
     partial = out / "calibration.partial"
     if not resume:
         partial.unlink(missing_ok=True)
@@ -98,12 +101,18 @@ def quantize_to_folder(
             raise KeyboardInterrupt(f"no file was left half-written{kept}") from None
         statistics.save(out / "statistics.safetensors")
     with _step(console, "plan"):
-        shown, moments = console.is_terminal, None
-        if passes.moments:
-            moments = detent.collect_moments(graph, data, samples=config.moment_samples, progress=shown)
-        plan = detent.plan(graph, statistics, target=target, config=config, rules=asked, moments=moments)
-        if passes.sequential:
-            plan = correct_as_asked(graph, plan, data, config, progress=shown)
+        plan = decide(
+            graph,
+            statistics,
+            data,
+            passes,
+            target=target,
+            config=config,
+            rules=asked,
+            budget=limits,
+            mixed_precision=mixed,
+            progress=console.is_terminal,
+        )
         plan.save(out / "plan.json")
         quantized = detent.apply(graph, plan)
     quantized.summary(console)

@@ -59,6 +59,7 @@ class Executor:
         watched: the nodes whose values are shown.
         describe: names a node for errors: layer and source line.
         gradients: record what gradients need; parameters get none. Otherwise nothing is recorded.
+        anew: nodes to compute, and show, in each run even if they do not depend on the inputs.
 
     Raises:
         UnsupportedOpError: the graph changes its own parameters or buffers while it runs.
@@ -71,6 +72,7 @@ class Executor:
         describe: Callable[[fx.Node], str],
         *,
         gradients: bool = False,
+        anew: Collection[fx.Node] = (),
     ) -> None:
         self._mode: Callable[[], AbstractContextManager[None]] = (
             torch.enable_grad if gradients else torch.inference_mode
@@ -83,7 +85,7 @@ class Executor:
         self._placeholders = [node for node in self._nodes if node.op == "placeholder"]
         self._channels_last = prefers_channels_last(module)
         needed = _ancestors(watched)
-        varying = _depending_on_inputs(module)
+        varying = _depending_on_inputs(module, anew)
         self._constants: list[Any] = [None] * len(self._nodes)
         # What is recorded for gradients must not have been made in inference mode.
         with torch.no_grad() if gradients else torch.inference_mode():
@@ -239,9 +241,9 @@ def _release(step: _Step, values: list[Any]) -> None:
         values[slot] = None
 
 
-def _depending_on_inputs(module: fx.GraphModule) -> set[fx.Node]:
-    """The nodes whose value an input can change."""
-    found: set[fx.Node] = set()
+def _depending_on_inputs(module: fx.GraphModule, others: Collection[fx.Node]) -> set[fx.Node]:
+    """The nodes whose value an input, or one of some other nodes, can change; these as well."""
+    found = set(others)
     for node in module.graph.nodes:
         if node.op == "placeholder" or any(source in found for source in node.all_input_nodes):
             found.add(node)

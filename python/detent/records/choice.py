@@ -133,6 +133,11 @@ class TensorChoice:
         if self.p is not None and self.metric not in (None, "lp"):
             raise ConfigError(f"`p` is the exponent of the 'lp' metric, the metric asked for is {self.metric!r}")
 
+    @property
+    def leaves_width_open(self) -> bool:
+        """Whether nothing asked decides the code width."""
+        return self.bits is None and self.grid is None and not self.keep_float
+
     def options(self) -> set[str]:
         """Names of the options that are given."""
         return {item.name for item in fields(self) if getattr(self, item.name) is not None}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from detent.records.choice import TensorChoice
 from detent.records.hessians import HessianScores
 from detent.records.plan import TensorPlan
+from detent.records.widths import Widths
 
 __all__ = ["Choices"]
 
@@ -40,6 +41,27 @@ class Choices:
     def of_weights(self, layer: str) -> TensorChoice:
         """What is asked for a layer's kernel; an empty choice if nothing."""
         return self.weights.get(layer, _NOTHING)
+
+    def with_widths(self, widths: Widths) -> Choices:
+        """These choices with widths for the tensors whose width they leave open.
+
+        Args:
+            widths: by the owners of grids.
+        """
+
+        def laid_over(asked: Mapping[str, TensorChoice], bits: Mapping[str, int]) -> dict[str, TensorChoice]:
+            open_ones = {
+                name: replace(choice, bits=width)
+                for name, width in bits.items()
+                if (choice := asked.get(name, _NOTHING)).leaves_width_open
+            }
+            return {**asked, **open_ones}
+
+        return replace(
+            self,
+            activations=laid_over(self.activations, widths.activations),
+            weights=laid_over(self.weights, widths.weights),
+        )
 
     @property
     def pinned_weights(self) -> frozenset[str]:

@@ -26,6 +26,7 @@ from detent.records.correction import BiasCorrection
 from detent.records.files import read_text, write_atomically
 from detent.records.grid import Grid
 from detent.records.rules import Rule, rules_from_data
+from detent.records.widths import Widths
 
 __all__ = ["PER_CHANNEL", "QuantPlan", "TensorPlan", "grid_of", "metric_of"]
 
@@ -46,9 +47,10 @@ _KEYS: Final = (
     "rules",
     "notes",
     "preprocessing",
+    "widths",
     *_TABLES,
 )
-_OPTIONAL: Final = frozenset({"rules", "preprocessing", "bias_corrections"})
+_OPTIONAL: Final = frozenset({"rules", "preprocessing", "widths", "bias_corrections"})
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -187,6 +189,7 @@ class QuantPlan:
         bias_corrections: what is added to the bias of a layer, by name of the operation that uses the bias.
         preprocessing: what the network does to raw input, by input name.
         rules: what was asked for single tensors when the plan was made, in order.
+        widths: how mixed precision distributed code widths, where no rule decides.
     """
 
     target: str
@@ -199,6 +202,7 @@ class QuantPlan:
     bias_corrections: Mapping[str, BiasCorrection] = field(default_factory=dict)
     preprocessing: Mapping[str, Preprocessing] = field(default_factory=dict)
     rules: tuple[Rule, ...] = ()
+    widths: Widths = field(default_factory=Widths)
 
     def __post_init__(self) -> None:
         for name, entry in self.activations.items():
@@ -253,6 +257,8 @@ class QuantPlan:
         }
         if self.preprocessing:
             head["preprocessing"] = {name: record.to_dict() for name, record in self.preprocessing.items()}
+        if self.widths:
+            head["widths"] = self.widths.to_dict()
         lines = [f"  {json.dumps(key)}: {_dumps(value)}," for key, value in head.items()]
         for name in _TABLES:
             entries: Mapping[str, TensorPlan | BiasCorrection] = getattr(self, name)
@@ -300,6 +306,7 @@ class QuantPlan:
             samples=samples,
             config=config,
             rules=rules_from_data(data.get("rules", []), f"{where}: rules"),
+            widths=Widths.from_dict(data.get("widths", {}), f"{where}: widths"),
             notes=tuple(str(note) for note in notes),
             activations={name: TensorPlan.from_dict(entry, name) for name, entry in data["activations"].items()},
             weights={name: TensorPlan.from_dict(entry, name) for name, entry in data["weights"].items()},

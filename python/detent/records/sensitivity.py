@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -30,8 +30,9 @@ class TensorSensitivity:
     """What the candidate widths of one tensor, or of several that share one, do to the outputs.
 
     Args:
-        name: of the layer with the kernel, or of the value.
+        name: of the layer with the kernel, or of the first value.
         role: whether it is a kernel or an activation.
+        members: the kernel's layer, or the values with a grid of their own that must have the same width.
         bits: the candidate widths, in descending order.
         scores: expected squared change of the outputs relative to their energy, float64 `[widths]`.
         errors: standard errors of the scores, float64 `[widths]`; NaN where one cannot be told.
@@ -41,6 +42,7 @@ class TensorSensitivity:
 
     name: str
     role: Role
+    members: tuple[str, ...]
     bits: tuple[int, ...]
     scores: Doubles
     errors: Doubles
@@ -48,10 +50,17 @@ class TensorSensitivity:
 
     def __post_init__(self) -> None:
         count = len(self.bits)
-        if not count or self.scores.shape != (count,) or self.errors.shape != (count,) or len(self.factors) != count:
+        shapes = (self.scores.shape, self.errors.shape, self.factors.shape[:1])
+        if not count or shapes != ((count,),) * 3 or self.factors.ndim != 2:
             raise ConfigError("scores, their errors and factors are needed for each width", where=self.name)
+        if not all(type(bits) is int for bits in self.bits) or list(self.bits) != sorted({*self.bits}, reverse=True):
+            raise ConfigError(f"widths are whole numbers in descending order, got {self.bits}", where=self.name)
+        if self.role not in get_args(Role):
+            raise ConfigError(unknown_name("role", str(self.role), get_args(Role)).what, where=self.name)
         if not bool(np.isfinite(self.scores).all()) or bool((self.scores < 0).any()):
             raise ConfigError("scores must be finite and not negative", where=self.name)
+        if not bool(np.isfinite(self.factors).all()):
+            raise ConfigError("factors must be finite", where=self.name)
 
     def score(self, bits: int) -> float:
         """The score of a width.
@@ -82,6 +91,16 @@ class SensitivityTable:
     samples: int
     probes: int
     fingerprint: str
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "probes"):
+            count = getattr(self, name)
+            if type(count) is not int or count < 0:
+                raise ConfigError(f"`{name}` must be a whole number from 0, got {count!r}")
+        if not isinstance(self.method, str) or not isinstance(self.fingerprint, str):
+            raise ConfigError("`method` and `fingerprint` must be text")
+        if len({tensor.factors.shape[1] for tensor in self.tensors}) > 1:
+            raise ConfigError("all tensors must have as many factors", remedy="score them together")
 
     def __iter__(self) -> Iterator[TensorSensitivity]:
         return iter(self.tensors)
@@ -122,7 +141,10 @@ class SensitivityTable:
         for place, one in enumerate(self.tensors):
             arrays |= {f"{place}.scores": one.scores, f"{place}.errors": one.errors, f"{place}.factors": one.factors}
         meta = {
-            "tensors": [{"name": one.name, "role": one.role, "bits": list(one.bits)} for one in self.tensors],
+            "tensors": [
+                {"name": one.name, "role": one.role, "members": list(one.members), "bits": list(one.bits)}
+                for one in self.tensors
+            ],
             **{name: getattr(self, name) for name in ("method", "samples", "probes", "fingerprint")},
         }
         write_atomically(Path(path), tensor_file(_FORMAT, _VERSION, meta, arrays))
@@ -140,6 +162,7 @@ class SensitivityTable:
                 TensorSensitivity(
                     name=one["name"],
                     role=one["role"],
+                    members=tuple(one["members"]),
                     bits=tuple(one["bits"]),
                     **{part: arrays[f"{place}.{part}"] for part in ("scores", "errors", "factors")},
                 )

@@ -43,15 +43,15 @@ def absorb_high_biases(graph: Graph, statistics: Statistics) -> Graph:
     for path in paths:
         if not _has_activation(path):
             continue
-        amount = _amount(absorbed, statistics, path)
-        if amount is None or not bool((amount > 0).any()):
-            continue
         reason = _obstacle(path)
-        if reason is None:
+        if reason is not None:
+            # Whether there would be anything to absorb is not asked: nobody needs to observe such values for it.
+            rejected[path.source.name] = reason
+            continue
+        amount = _amount(absorbed, statistics, path)
+        if amount is not None and bool((amount > 0).any()):
             _absorb(absorbed, path, amount)
             done.append(f"{path.source.name} ({int((amount > 0).sum())} of {path.channels} channels)")
-        else:
-            rejected[path.source.name] = reason
     summarize(absorbed, "high biases not absorbed", rejected)
     if done:
         absorbed.notes.append(f"absorbed high biases of {', '.join(done)}: exact for values seen in calibration only")
@@ -60,7 +60,7 @@ def absorb_high_biases(graph: Graph, statistics: Statistics) -> Graph:
 
 def read_by_absorption(graph: Graph) -> Iterator[tuple[fx.Node, ...]]:
     """The values whose statistics per channel `absorb_high_biases` reads, of each group the first that there is."""
-    return (_telling(path) for path in channel_paths(graph)[0] if _has_activation(path))
+    return (_telling(path) for path in channel_paths(graph)[0] if _has_activation(path) and _obstacle(path) is None)
 
 
 def _has_activation(path: ChannelPath) -> bool:
