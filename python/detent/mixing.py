@@ -19,6 +19,7 @@ from detent.errors import ConfigError
 from detent.graph import Graph
 from detent.graph.placement import Placement
 from detent.mixed_precision import (
+    Problem,
     ResourceModel,
     Solution,
     assignment_of,
@@ -200,32 +201,49 @@ def distribute(scored: Scored, budget: Budget, data: Any, start: Widths | None =
     with clock.stage("solver"):
         numbers = budget.limits(scored.model.figures(8, 8))
         problem = formulate(table, scored.model, numbers, scored.settled)
-        interactions = options.interactions and problem.factors is not None
-        solutions = solve(
-            problem,
-            interactions=interactions,
-            gap=options.gap,
-            time_limit_s=options.time_limit_s,
-            distinct=max(1, options.evaluated),
-            start=None if start is None else assignment_of(table, start),
-        )
+        solutions = _solutions(problem, options, start=None if start is None else assignment_of(table, start))
     with clock.stage("evaluation"):
         evaluated = _evaluate(scored, data, solutions) if len(solutions) > 1 else []
-    best = solutions[evaluated[0][0] if evaluated else 0]
-    bound = min(solution.bound for solution in solutions)
+    best, joint = solutions[evaluated[0][0] if evaluated else 0]
     use = {name: max(best.use[row.name] for row in problem.rows if resource_of(row.name) == name) for name in numbers}
     return Distribution(
         widths=widths_of(table, best.assignment, scored.settled),
         objective=best.objective,
-        bound=bound,
-        gap=max(0.0, 1 - bound / best.objective) if best.objective > 0 else 0.0,
+        bound=best.bound,
+        gap=best.gap,
         limits=numbers,
         use=use,
         binding=tuple(dict.fromkeys(map(resource_of, best.binding))),
-        interactions=interactions,
+        interactions=joint,
         evaluated=tuple(one for _, one in evaluated),
         seconds=clock.seconds,
     )
+
+
+def _solutions(
+    problem: Problem, options: MixedPrecisionConfig, start: Sequence[int] | None
+) -> list[tuple[Solution, bool]]:
+    """The distributions to choose among, and whether interactions are in their objective.
+
+    Those of both objectives are among them if more than one is run: interactions of many tensors along few directions
+    can promise more than they keep, which samples that were not scored then tell.
+    """
+    found: list[tuple[Solution, bool]] = []
+    wanted, joint = max(1, options.evaluated), options.interactions and problem.factors is not None
+    shares = {True: -(-wanted // 2) if joint else 0, False: wanted // 2 if joint else wanted}
+    for interactions, distinct in shares.items():
+        if distinct:
+            solutions = solve(
+                problem,
+                interactions=interactions,
+                gap=options.gap,
+                time_limit_s=options.time_limit_s,
+                distinct=distinct,
+                start=start,
+            )
+            known = {solution.assignment for solution, _ in found}
+            found += [(solution, interactions) for solution in solutions if solution.assignment not in known]
+    return found
 
 
 def _candidate_plans(setting: Setting, stats: Statistics, moments: InputMoments | None) -> list[QuantPlan]:
@@ -307,7 +325,7 @@ def _settled(table: SensitivityTable, widest: QuantPlan) -> Widths:
     return Widths(weights=weights, activations=values)
 
 
-def _evaluate(scored: Scored, data: Any, solutions: Sequence[Solution]) -> list[tuple[int, Evaluated]]:
+def _evaluate(scored: Scored, data: Any, solutions: Sequence[tuple[Solution, bool]]) -> list[tuple[int, Evaluated]]:
     """Run distributions on samples behind those that were scored, the best first, with their place."""
     graph, samples = scored.setting.graph, scored.setting.options.samples
     # Twice as many are read, so that half of them were not scored; all of them if there are no more.
@@ -315,7 +333,7 @@ def _evaluate(scored: Scored, data: Any, solutions: Sequence[Solution]) -> list[
     held_out = batches[len(batches) // 2 :]
     wanted = _outputs(graph, held_out)
     found = []
-    for place, solution in enumerate(solutions):
+    for place, (solution, _) in enumerate(solutions):
         widths = widths_of(scored.table, solution.assignment, scored.settled)
         module = assemble(graph, _composed(scored.setting.placement, scored.plans, widths)).graph_module
         stepped = Stepped(module)

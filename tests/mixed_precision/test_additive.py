@@ -168,3 +168,33 @@ def test_out_of_time_is_an_error_or_the_start() -> None:
     assert 0 <= found.bound <= found.objective
     with contextlib.suppress(ConfigError):
         assert solve(problem, time_limit_s=1e-9)[0].gap >= 0
+
+
+@pytest.mark.parametrize("kinds", [1, 4])
+def test_many_slots_of_a_kind_and_a_limit_that_rounding_misses(kinds: int) -> None:
+    random = np.random.default_rng(0)
+    scales, sizes = random.lognormal(0, 1, kinds), random.integers(1000, 10**6, kinds)
+    widths = np.array(WIDTHS)
+    most = sum(int(sizes[s % kinds]) for s in range(100)) * 4.31  # a whole number, but for rounding
+    row = Row(name="bytes", linear={s: float(sizes[s % kinds]) * widths for s in range(100)}, limit=most)
+    problem = Problem(
+        slots=tuple(Slot(name=f"{s}", widths=WIDTHS) for s in range(100)),
+        costs=tuple(scales[s % kinds] * 4.0**-widths for s in range(100)),
+        rows=(row,),
+    )
+    (found,) = solve(problem)
+    assert found.gap <= 1e-4
+    assert is_feasible(problem, found.assignment)
+
+
+def test_limits_between_amounts_are_the_lower_ones() -> None:
+    def limit(amounts: list[float], limit: float) -> tuple[float, bool]:
+        return Row(name="r", linear={0: np.array(amounts)}, limit=limit).attainable_limit
+
+    assert limit([1.0, 2.0], 2.75) == (2.0, True)
+    assert limit([0.5, 2.125], 2.75) == (2.75, True)
+    assert limit([0.5, 2.125], 2.8) == (2.75, True)
+    assert limit([0.1, 0.2], 0.25) == (0.25, False)
+    assert limit([1e16, 1.0], 1e16) == (1e16, False)
+    assert limit([1.0], math.inf) == (math.inf, False)
+    assert limit([1.0], -0.5) == (-1.0, True)

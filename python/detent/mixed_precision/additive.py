@@ -118,7 +118,7 @@ class _Search:
         self.forms = [self.columns.of_row(row) for row in self.rows]
         self.constraints = Constraints(self.columns)
         for row, form in zip(self.rows, self.forms, strict=True):
-            self.constraints.add_limit(form.coefficients, row.limit - form.constant)
+            self.constraints.add_limit(form.coefficients, form.room(row))
 
         self.upper: Array | None = None  # 0 for columns that nothing better than what is known has
 
@@ -127,7 +127,7 @@ class _Search:
         columns, nothing = self.columns, Found(assignments=[], bound=self.costs.constant)
         if columns.pairs or columns.size == 0:
             return nothing, False
-        rooms = [row.limit - form.constant for row, form in zip(self.rows, self.forms, strict=True)]
+        rooms = [form.room(row) for row, form in zip(self.rows, self.forms, strict=True)]
         band = search_in_band(
             columns,
             self.constraints,
@@ -169,7 +169,7 @@ class _Search:
                 constraints.exclude(assignment)
                 tightened = attempt >= _EXCLUSIONS
                 if tightened:
-                    self._tighten(constraints, excess, 2.0 ** (attempt - _EXCLUSIONS))
+                    self._tighten(constraints, excess, 8.0 ** (attempt - _EXCLUSIONS))
                 continue
             values = self.columns.values(assignment)
             total = costs.constant + float(costs.coefficients @ values)

@@ -91,8 +91,7 @@ def search_in_band(
         # The constant is a cost of the first slot's candidates: errors are whole sums, to which gaps refer.
         costs=costs.coefficients + costs.constant * (np.arange(columns.size) < columns.blocks[0][1]),
         amounts=np.array([form.coefficients for form in forms]).reshape(len(forms), columns.size),
-        # What exceeds a limit by rounding only is looked at, for the caller to judge.
-        limits=np.array([r + _ROUNDING * (abs(r) + abs(f.constant)) for r, f in zip(rooms, forms, strict=True)]),
+        limits=np.array(rooms, dtype=np.float64),
         product=np.zeros((0, 3), np.int64),
         product_amounts=np.zeros(0),
     )

@@ -30,6 +30,12 @@ class Form:
     constant: float
     coefficients: Array
 
+    def room(self, row: Row) -> float:
+        """What the coefficients of a row may add up to; if sums are rounded a little more, so rounding rules nothing
+        out."""
+        limit, exact = row.attainable_limit
+        return limit - self.constant + (0.0 if exact else 1e-12 * (abs(limit) + abs(self.constant)))
+
 
 class Columns:
     """Which column stands for what.
@@ -131,8 +137,7 @@ def keep_what_fits(problem: Problem, kept: Kept) -> Kept:
             continue
         columns = Columns(problem, kept, [row])
         form = columns.of_row(row)
-        # Rounding must not decide: what exceeds the limit by no more than that stays.
-        room = row.limit - form.constant + 1e-12 * (abs(row.limit) + abs(form.constant))
+        room = form.room(row)
         if room < 0:
             return [[] for _ in kept]
         fits = form.coefficients <= room

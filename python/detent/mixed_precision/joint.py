@@ -13,7 +13,7 @@ import numpy.typing as npt
 from detent.kernels.assignment_search import AssignmentProblem, AssignmentSearch, search_nearby, search_tree
 from detent.mixed_precision.additive import Found, find_least
 from detent.mixed_precision.amounts import is_feasible, joint_error
-from detent.mixed_precision.columns import Columns, Kept, keep_all, keep_what_fits
+from detent.mixed_precision.columns import Columns, Form, Kept, keep_all, keep_what_fits
 from detent.mixed_precision.mixtures import Mixture, find_mixture, stack_factors
 from detent.mixed_precision.problem import Problem
 from detent.mixed_precision.programs import Constraints
@@ -97,7 +97,7 @@ class _Joint:
             for a, b, given in row.products:
                 product.append((r, a, b))
                 parts.append(given[np.ix_(self.kept[a], self.kept[b])].ravel())
-        limits = [row.limit - row.constant + _ROUNDING * (abs(row.limit) + row.constant) for row in self.rows]
+        limits = [Form(constant=row.constant, coefficients=np.zeros(0)).room(row) for row in self.rows]
         return AssignmentProblem(
             first=self.first,
             factors=self.factors,
@@ -116,7 +116,7 @@ class _Joint:
         constraints = Constraints(columns)
         for row in self.rows:
             form = columns.of_row(row)
-            constraints.add_limit(form.coefficients, row.limit - form.constant)
+            constraints.add_limit(form.coefficients, form.room(row))
         free = np.repeat([len(candidates) > 1 for candidates in self.kept], np.diff(self.first))
         return find_mixture(
             np.ascontiguousarray(self.factors[:, free]),

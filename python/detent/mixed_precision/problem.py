@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,8 @@ __all__ = ["Problem", "Product", "Row", "Slot"]
 Array = npt.NDArray[np.float64]
 Product = tuple[int, int, Array]
 """Two slots, and the amount of each pair of their candidates, `[n_a, n_b]`."""
+_FINEST: Final = 10
+"""Amounts are tried as multiples of 1, 1/2, and so on to this power."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +90,23 @@ class Row:
         if math.isnan(limit) or limit == -math.inf:
             raise ConfigError(f"limit must be a number or infinity, got {limit!r}", where=where)
         object.__setattr__(self, "limit", limit)
+
+    @cached_property
+    def attainable_limit(self) -> tuple[float, bool]:
+        """The greatest amount within the limit that the row can have, and whether sums of its amounts are exact.
+
+        Amounts that are whole in some unit `2^-k`, as bytes and eighths of them are, have sums that are, so a limit
+        between two of them is the lower one. Sums of others are rounded, and the limit stays.
+        """
+        tables = [*self.linear.values(), *(amounts for _, _, amounts in self.products)]
+        values = np.concatenate([[self.constant], *(table.ravel() for table in tables)])
+        for unit in (2.0**-k for k in range(_FINEST + 1)):
+            scaled = values / unit
+            if np.all(scaled == np.rint(scaled)):
+                if math.isfinite(self.limit) and np.abs(scaled).sum() + abs(self.limit / unit) < 2.0**53:
+                    return math.floor(self.limit / unit) * unit, True
+                break
+        return self.limit, False
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

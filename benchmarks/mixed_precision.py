@@ -1,0 +1,150 @@
+"""Mixed precision: top-1 lost under budgets of weights and of bit operations, by objective, with seconds by stage.
+
+    python benchmarks/mixed_precision.py [--data FOLDER] [--networks ...] [--images 5000] [--seeds 0 1 2]
+
+The target is `imx500` without padding of kernels, with kernels of 8, 4 and 2 bits and activations of 8 and 4. Shares of
+weights are of the kernels' bytes at 8 bits; biases and all else that is stored come on top, as other tools do not count
+them. All layers take part, rounding is to nearest, biases are corrected as by default. Rows go to
+`benchmarks/results/mixed_precision.json`, with the mean and the extremes over the seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import detent
+from corrections import target_with
+from harness import write_network
+from networks import NETWORKS, add_data_option, load_zoo
+
+SHARES = (0.5, 0.375, 0.31, 0.25)
+"""Of the kernels' bytes at 8 bits."""
+OPERATIONS = ("40%", "25%")
+"""Of the bit operations at 8 bits: both widths have a choice."""
+OBJECTIVES = {"additive": {"interactions": False}, "with interactions": {"interactions": True}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibrated:
+    """A network ready to be planned."""
+
+    graph: detent.Graph
+    stats: detent.Statistics
+    moments: detent.InputMoments
+    batches: list[Any]
+    target: Path
+
+
+def calibrated(zoo: Any, network: str, target: Path, samples: int) -> Calibrated:
+    """Capture and calibrate."""
+    batches = zoo.calibration(samples, 64)
+    graph = detent.transform(detent.capture(zoo.load(network), batches[0]), target=target)
+    return Calibrated(
+        graph=graph,
+        stats=detent.calibrate(graph, batches, progress=False, channels=True),
+        moments=detent.collect_moments(graph, batches, progress=False),
+        batches=batches,
+        target=target,
+    )
+
+
+def unpadded_target() -> dict[str, Any]:
+    """`imx500` with 4-bit activations, whose kernels are not padded."""
+    widths = {"8": 1, "4": 1, "2": 1}
+    return {**target_with("power_of_two"), "name": "imx500-4-unpadded", "channel_multiples": widths}
+
+
+def budgets(at_8_bits: detent.Resources, kernel_bytes: float) -> dict[str, dict[str, Any]]:
+    """The budgets by name."""
+    others = at_8_bits.weights - kernel_bytes
+    found: dict[str, dict[str, Any]] = {
+        f"weights {share:.4g}": {"weights": others + share * kernel_bytes} for share in SHARES
+    }
+    found |= {f"bit operations {share}": {"bit_operations": share} for share in OPERATIONS}
+    return found
+
+
+def measured(
+    zoo: Any, found: Calibrated, budget: dict[str, Any], options: dict[str, Any], images: Any, float_top1: float
+) -> dict[str, Any]:
+    """One distribution of widths: what it loses, and the seconds it took."""
+    distribution = detent.choose_widths(
+        found.graph,
+        found.stats,
+        found.batches,
+        budget,
+        target=found.target,
+        moments=found.moments,
+        mixed_precision=options,
+        progress=False,
+    )
+    plan = detent.plan(found.graph, found.stats, target=found.target, moments=found.moments, widths=distribution.widths)
+    plan = detent.correct_biases(found.graph, plan, found.batches, progress=False)
+    x, y = images
+    return {
+        "lost": float_top1 - zoo.accuracy(detent.apply(found.graph, plan), x, y),
+        "predicted": distribution.objective,
+        "gap": distribution.gap,
+        "seconds": {name: round(value, 2) for name, value in distribution.seconds.items()},
+        "weights": dict(sorted(Counter(distribution.widths.weights.values()).items())),
+        "activations": dict(sorted(Counter(distribution.widths.activations.values()).items())),
+    }
+
+
+def rows_of(zoo: Any, network: str, target: Path, options: argparse.Namespace) -> tuple[dict[str, Any], list[Any]]:
+    """All budgets and objectives for one network."""
+    found = calibrated(zoo, network, target, options.samples)
+    images = tuple(part[: options.images] for part in zoo.images("test"))
+    float_top1 = zoo.accuracy(zoo.load(network), *images)
+    kernels = sum(found.graph.tensor(node.weight).numel() for node in found.graph.nodes() if node.weight is not None)
+    at_8_bits = detent.resources(found.graph, found.target, weights_bits=8, activation_bits=8)
+    rows = []
+    for name, budget in budgets(at_8_bits, float(kernels)).items():
+        for objective, choice in OBJECTIVES.items():
+            runs = [
+                measured(zoo, found, budget, {**choice, "seed": seed}, images, float_top1) for seed in options.seeds
+            ]
+            lost = [run["lost"] for run in runs]
+            row = {"budget": name, "objective": objective, **runs[0], "lost": round(statistics.mean(lost), 2)}
+            row |= {"least_lost": round(min(lost), 2), "most_lost": round(max(lost), 2)}
+            rows.append(row)
+            print("  " + "  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+    facts = {
+        "float_top1": round(float_top1, 2),
+        "images": len(images[1]),
+        "calibration_samples": options.samples,
+        "seeds": len(options.seeds),
+    }
+    return facts, rows
+
+
+def main() -> None:
+    """Measure the networks asked for and write the results."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    add_data_option(parser)
+    parser.add_argument("--networks", nargs="+", default=NETWORKS)
+    parser.add_argument("--samples", type=int, default=512)
+    parser.add_argument("--images", type=int, default=5000)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--no-write", action="store_true", help="print only")
+    options = parser.parse_args()
+    zoo = load_zoo(options.data)
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "target.json"
+        target.write_text(json.dumps(unpadded_target()), encoding="utf-8")
+        for network in options.networks:
+            print(network)
+            facts, rows = rows_of(zoo, network, target, options)
+            if not options.no_write:
+                write_network("mixed_precision", network, {**facts, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
