@@ -102,6 +102,11 @@ def setting_of(
     rules: Sequence[Rule],
     budget: Budget | None = None,
 ) -> Setting:
+    """Resolve what was asked for, and see which tensors have a choice under a budget.
+
+    Raises:
+        ConfigError: a wrong target, option or rule.
+    """
     expect(graph, Graph, "graph", "detent.capture")
     chip, asked = load_target(target), checked_rules(rules)
     placement = place_as_asked(graph, chip, config)

@@ -12,7 +12,7 @@ from detent.config import Budget, MixedPrecisionConfig, QuantizationConfig
 from detent.edit import Rule
 from detent.errors import ConfigError, InfeasibleBudgetError
 from detent.graph import Graph
-from detent.mixing import distribute, prepare
+from detent.mixing import distribute, prepare, readable_twice
 from detent.planning import plan
 from detent.quantized import QuantizedModel, assemble
 from detent.records.front import ParetoFront, ParetoPoint
@@ -50,7 +50,7 @@ def pareto(
     Args:
         graph: the captured network.
         stats: what calibration saw of it.
-        data: calibration batches in any form `detent.calibrate` takes, which can be read several times.
+        data: calibration batches in any form `detent.calibrate` takes.
         resource: what is limited: `weights`, `activations`, `total`, `bit_operations` or `latency`.
         limits: in numbers or in per cent of 8 bits, as in `detent.Budget`; those that nothing keeps are named.
         evaluate: measures a quantized model, e.g. its accuracy on held-out data; None predicts only.
@@ -74,6 +74,7 @@ def pareto(
     budgets = [Budget(**{resource: limit}) for limit in limits]
     settings = QuantizationConfig.resolve(config, options)
     setting = setting_of(graph, target, settings, mixed_precision, rules, budgets[0])
+    data = readable_twice(setting, data)
     scored = prepare(setting, stats, data, moments, table, latency, progress=progress)
     at_8_bits = scored.model.figures(8, 8)
     ordered = sorted(zip(budgets, limits, strict=True), key=lambda entry: -entry[0].limits(at_8_bits)[resource])

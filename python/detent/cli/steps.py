@@ -13,7 +13,7 @@ from rich.console import Console
 
 import detent
 from detent._validation import parse_json
-from detent.config import MixedPrecisionConfig, Preprocessing, QuantizationConfig, resolve_preprocessing
+from detent.config import Preprocessing, QuantizationConfig, resolve_preprocessing
 from detent.errors import FormatError
 from detent.exporters import check_io_type
 from detent.pipeline import calibrate_for_rewrites, checked_budget, decide, passes_over_data
@@ -69,7 +69,6 @@ def quantize_to_folder(
     config.refuse_hessians()
     records = _read_preprocessing(preprocessing)
     limits = checked_budget(budget)
-    mixed = None if limits is None else MixedPrecisionConfig()
     if export is not None:
         check_io_type(export.inputs, "input")
         check_io_type(export.outputs, "output")
@@ -82,7 +81,7 @@ def quantize_to_folder(
         with _step(console, "transform"):
             first = calibrate_for_rewrites(graph, data, config, progress=console.is_terminal)
             graph = detent.transform(graph, first, target=target, config=config)
-    passes = passes_over_data(graph, target, config, asked, limits, mixed)
+    passes = passes_over_data(graph, target, config, asked, limits, None)
     partial = out / "calibration.partial"
     if not resume:
         partial.unlink(missing_ok=True)
@@ -110,7 +109,6 @@ def quantize_to_folder(
             config=config,
             rules=asked,
             budget=limits,
-            mixed_precision=mixed,
             progress=console.is_terminal,
         )
         plan.save(out / "plan.json")

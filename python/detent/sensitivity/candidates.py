@@ -42,6 +42,7 @@ class Slot:
     Args:
         name: the layer, or the value that decides the grid.
         role: which of both.
+        members: the layer, or the values with a grid of their own that must have the same width.
         bits: widths, in descending order.
         changes: of a kernel, for each width.
         grids: of activations, by value name, for each width.
@@ -49,6 +50,7 @@ class Slot:
 
     name: str
     role: Role
+    members: tuple[str, ...]
     bits: tuple[int, ...]
     changes: tuple[KernelChange, ...] = ()
     grids: Mapping[str, tuple[Grid, ...]] = field(default_factory=dict)
@@ -85,17 +87,20 @@ class Candidates:
             if found:
                 changes = tuple(_change(graph, point.users, layer, plan) for plan in found.values())
                 users.update(dict.fromkeys(point.users, len(slots)))
-                slots.append(Slot(name=layer, role="weights", bits=tuple(found), changes=changes))
-        for owner, members in _owners(placement, plans).items():
-            grids = _grids(owner, plans)
-            if grids:
-                values.update(dict.fromkeys(members, len(slots)))
+                slots.append(Slot(name=layer, role="weights", members=(layer,), bits=tuple(found), changes=changes))
+        owned = _owned(placement, plans)
+        for owners in _tied(placement, list(owned)):
+            grids = {value: _grids(owner, plans) for owner in owners for value in owned[owner]}
+            bits = [width for width in next(iter(grids.values())) if all(width in known for known in grids.values())]
+            if bits:
+                values.update(dict.fromkeys(grids, len(slots)))
                 slots.append(
                     Slot(
-                        name=owner,
+                        name=owners[0],
                         role="activations",
-                        bits=tuple(grids),
-                        grids=dict.fromkeys(members, tuple(grids.values())),
+                        members=tuple(owners),
+                        bits=tuple(bits),
+                        grids={value: tuple(known[width] for width in bits) for value, known in grids.items()},
                     )
                 )
         if not slots:
@@ -122,7 +127,7 @@ def _grids(owner: str, plans: Sequence[QuantPlan]) -> dict[int, Grid]:
     return dict(sorted(found.items(), reverse=True))
 
 
-def _owners(placement: Placement, plans: Sequence[QuantPlan]) -> dict[str, list[str]]:
+def _owned(placement: Placement, plans: Sequence[QuantPlan]) -> dict[str, list[str]]:
     """Values that are computed and have a grid, by the one that decides it."""
     owners: dict[str, list[str]] = {}
     for value, point in placement.activations.items():
@@ -130,6 +135,26 @@ def _owners(placement: Placement, plans: Sequence[QuantPlan]) -> dict[str, list[
         if entry is not None and not point.constant:
             owners.setdefault(entry.same_as or value, []).append(value)
     return owners
+
+
+def _tied(placement: Placement, owners: Sequence[str]) -> list[list[str]]:
+    """Owners of grids by what must have one width: an operation may read the width of its output only."""
+    parent = {owner: owner for owner in owners}
+
+    def root(owner: str) -> str:
+        while parent[owner] != owner:
+            owner = parent[owner]
+        return owner
+
+    for limit in placement.limits:
+        if limit.widths == "output" and limit.output is not None:
+            ends = [placement.activations[name].same_as or name for name in (limit.value, limit.output)]
+            if all(end in parent for end in ends):
+                parent[root(ends[1])] = root(ends[0])
+    groups: dict[str, list[str]] = {}
+    for owner in owners:
+        groups.setdefault(root(owner), []).append(owner)
+    return list(groups.values())
 
 
 def _change(graph: Graph, users: Sequence[str], layer: str, plan: QuantPlan) -> KernelChange:

@@ -70,8 +70,9 @@ def score_by_probes(
         ConfigError: nothing has a choice, or no output has a gradient.
     """
     candidates = Candidates.of(graph, placement, plans)
-    run = _Run(graph, candidates, probes, loss, seed)
-    weights = run.weights_of_outputs(batches[0])
+    with torch.inference_mode(False):  # in which a caller may be, and which knows no gradients
+        run = _Run(graph, candidates, probes, loss, seed)
+        weights = run.weights_of_outputs(batches[0])
     # Operators that draw random numbers would draw others if two batches ran at the same time.
     workers = 1 if run.executor.draws_random_numbers else min(_SIDE_BY_SIDE, torch.get_num_threads())
     found: list[_Found] = []
@@ -81,7 +82,11 @@ def score_by_probes(
             show(len(found))
     samples = sum(one.samples for one in found)
     # The first batch weighs outputs against each other; that they have the size of 1 in all is for all batches to say.
-    size = (sum(one.energy for one in found) / samples) ** -0.5 if loss == "outputs" else 1.0
+    # The divergence is half the quadratic form of its Hessian.
+    energy = sum(one.energy for one in found) / samples if loss == "outputs" else 2.0
+    if not energy > 0:
+        raise CalibrationError("the outputs are zero for all samples", remedy="score on other samples")
+    size = energy**-0.5
     tensors = tuple(
         _sensitivity(slot, np.concatenate([one.changes[number] for one in found], axis=2) * size)
         for number, slot in enumerate(candidates.slots)
@@ -103,6 +108,7 @@ def _sensitivity(slot: Slot, changes: Doubles) -> TensorSensitivity:
     return TensorSensitivity(
         name=slot.name,
         role=slot.role,
+        members=slot.members,
         bits=slot.bits,
         scores=by_sample.mean(axis=1),
         errors=deviations / samples**0.5,
@@ -138,21 +144,24 @@ class _Run:
         sources = [layer.data[0] for layer in self._layers.values()]
         nodes = [item.node for item in (*self._layers.values(), *self._values.values())]
         self._outputs = _float_outputs(graph)
+        # A direction is drawn for each sample, or for a whole batch if an output is of all samples together.
+        layouts = [graph.find(graph.name_of(node)).batch for node in self._outputs]
+        self._mixed = any(layout is None or layout.outer is None for layout in layouts)
         self._watched = list(dict.fromkeys([*sources, *nodes, *self._outputs]))
-        self.executor = Executor(graph.module, self._watched, graph.name_of, gradients=True)
+        # A kernel may be applied to a constant, to numbers of positions say; its gradient is wanted all the same.
+        self.executor = Executor(graph.module, self._watched, graph.name_of, gradients=True, anew=nodes)
+        self._constants: dict[fx.Node, torch.Tensor] = {}
+        self.executor.show_constants(lambda index, value: self._constants.update({self._watched[index]: value}))
 
     def weights_of_outputs(self, batch: Sequence[torch.Tensor]) -> dict[fx.Node, float]:
         """What the changes of each output are multiplied by, so that all count alike: from the first batch."""
         if self._loss == "fisher":
             return dict.fromkeys(self._outputs, 1.0)
         energies: dict[fx.Node, float] = {}
-        for index, value in self.executor.walk([tensor.detach() for tensor in batch]):
+        for index, value in self.executor.walk(_inputs(batch)):
             node = self._watched[index]
             if node in self._outputs:
-                energies[node] = float(value.detach().square().sum(dtype=torch.float64)) / self._samples(batch)
-        for node, energy in energies.items():
-            if not np.isfinite(energy):
-                raise CalibrationError("the output holds NaN or infinity", where=self._graph.name_of(node))
+                energies[node] = self._energy(node, value) / self._samples(batch)
         return {node: (len(energies) * energy) ** -0.5 if energy > 0 else 0.0 for node, energy in energies.items()}
 
     def changes(self, batch: Sequence[torch.Tensor], number: int, weights: Mapping[fx.Node, float]) -> _Found:
@@ -160,27 +169,23 @@ class _Run:
         samples = self._samples(batch)
         leaves: list[torch.Tensor] = []
         outputs: dict[fx.Node, torch.Tensor] = {}
-        kept: dict[fx.Node, torch.Tensor] = {}
-        gradients = Gradients(self._candidates.slots, samples)
-        # Detached tensors of the same memory: the user's own must not begin to require gradients.
-        for index, value in self.executor.walk([tensor.detach() for tensor in batch]):
+        kept = dict(self._constants)
+        gradients = Gradients(self._candidates.slots, samples, pooled=self._mixed)
+        for index, value in self.executor.walk(_inputs(batch)):
             node = self._watched[index]
-            if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+            kept[node] = value.detach()
+            if not value.is_floating_point():  # token numbers, say, which an embedding reads
                 continue
             if not value.requires_grad:
                 leaves.append(value.requires_grad_())
-            kept[node] = value.detach()
             self._tap(node, value, kept, gradients)
             if node in self._outputs:
                 outputs[node] = value
+        energy = sum(weights[node] ** 2 * self._energy(node, value) for node, value in outputs.items())
         drawn = self._drawn(outputs, weights, samples, number)
         for place in range(len(drawn[0])):
             self._backward(outputs, leaves, [part[place] for part in drawn], keep=place + 1 < len(drawn[0]))
             gradients.next_direction()
-        energy = sum(
-            (weights[node] ** 2) * float(value.detach().square().sum(dtype=torch.float64))
-            for node, value in outputs.items()
-        )
         return _Found(gradients.changes(), energy, samples)
 
     def _backward(
@@ -217,13 +222,15 @@ class _Run:
         random = np.random.default_rng([self._seed, number])
         firsts = [self._samples_first(node, value.detach()) for node, value in outputs.items()]
         sizes = [first[0].numel() for first in firsts]
-        together = directions(samples, sum(sizes), self._probes, random)
+        together = directions(1 if self._mixed else samples, sum(sizes), self._probes, random)
         parts, start = [], 0
         for (node, value), first, size in zip(outputs.items(), firsts, sizes, strict=True):
             part = together[:, :, start : start + size].reshape(-1, *first.shape)
             start += size
             if self._loss == "fisher":
-                part = fisher(torch.softmax(first, dim=-1).numpy(), part)
+                axis = self._classes(node)
+                chances = torch.softmax(first, dim=axis).movedim(axis, -1).numpy()
+                part = np.moveaxis(fisher(chances, np.moveaxis(part, axis, -1)), -1, axis)
             scattered = torch.empty((len(part), *value.shape))
             for direction, to in zip(part, scattered, strict=True):
                 self._samples_first(node, to).copy_(torch.from_numpy(direction) * weights[node])
@@ -232,14 +239,30 @@ class _Run:
 
     def _samples_first(self, node: fx.Node, value: torch.Tensor) -> torch.Tensor:
         batch = self._graph.find(self._graph.name_of(node)).batch
-        if batch is None or batch.outer is None:
+        if self._mixed or batch is None:
             return value.unsqueeze(0)
         return batch.samples_first(value)
+
+    def _classes(self, node: fx.Node) -> int:
+        """The axis of an output's classes, counted from the end."""
+        item = self._graph.find(self._graph.name_of(node))
+        return -1 if item.channel_axis is None or item.shape is None else item.channel_axis - len(item.shape)
+
+    def _energy(self, node: fx.Node, value: torch.Tensor) -> float:
+        energy = float(value.detach().square().sum(dtype=torch.float64))
+        if not np.isfinite(energy):
+            raise CalibrationError("the output holds NaN or infinity", where=self._graph.name_of(node))
+        return energy
 
     def _samples(self, batch: Sequence[torch.Tensor]) -> int:
         axes = [(tensor, spec.batch_axis) for tensor, spec in zip(batch, self._graph.inputs, strict=True)]
         sizes = [tensor.shape[axis] for tensor, axis in axes if axis is not None]
         return int(sizes[0]) if sizes else 1
+
+
+def _inputs(batch: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Detached tensors of the same memory: the user's own must not begin to require gradients, and some never can."""
+    return [tensor.clone() if tensor.is_inference() else tensor.detach() for tensor in batch]
 
 
 def _float_outputs(graph: Graph) -> list[fx.Node]:
@@ -248,8 +271,12 @@ def _float_outputs(graph: Graph) -> list[fx.Node]:
     Raises:
         ConfigError: there are none.
     """
-    found = [graph.find(graph.name_of(node)) for node in dict.fromkeys(graph.outputs()) if node.op != "get_attr"]
-    floats = [item.node for item in found if item.is_float and item.batch is not None]
+    reached: set[fx.Node] = set()
+    for node in graph.module.graph.nodes:
+        if node.op == "placeholder" or any(source in reached for source in node.all_input_nodes):
+            reached.add(node)
+    found = [graph.find(graph.name_of(node)) for node in dict.fromkeys(graph.outputs()) if node in reached]
+    floats = [item.node for item in found if item.is_float]
     if not floats:
         kinds = ", ".join(f"{item.name} ({item.dtype})" for item in found)
         raise ConfigError(

@@ -51,11 +51,18 @@ def _tap_of_known(item: GraphNode, changes: Sequence[torch.Tensor]) -> Tap:
 
 
 class Gradients:
-    """Collects the changes of all slots from the gradients of one direction after the other."""
+    """Collects the changes of all slots from the gradients of one direction after the other.
 
-    def __init__(self, slots: Sequence[Slot], samples: int) -> None:
+    Args:
+        slots: whose changes are counted.
+        samples: in the batch.
+        pooled: a direction is of all samples together, and so are the changes.
+    """
+
+    def __init__(self, slots: Sequence[Slot], samples: int, *, pooled: bool) -> None:
         self._slots = slots
         self._samples = samples
+        self._pooled = pooled
         self._current = self._zeros()
         self._found: list[list[Doubles]] = []
 
@@ -71,7 +78,7 @@ class Gradients:
                     where=name,
                     remedy="look for square roots, logarithms or divisions at zero behind this layer",
                 )
-            if changes.shape[1] == self._samples:
+            if changes.shape[1] == self._samples and not self._pooled:
                 self._current[slot] += changes
             else:  # samples are mixed here: what all do together stands for them
                 self._current[slot][:, 0] += changes.sum(axis=1)
