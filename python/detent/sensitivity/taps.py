@@ -108,7 +108,7 @@ def _changed_output(layer: GraphNode, data: torch.Tensor, change: KernelChange) 
         given[layer.op.bias] = None
     shift = change.shifts.get(layer.name)
     with torch.no_grad():
-        changed: torch.Tensor = layer.node.target(*given.values())  # type: ignore[operator]
+        changed: torch.Tensor = layer.node.target(**given)  # type: ignore[operator]
         if shift is not None:
             changed.add_(
                 torch.tensor(shift).reshape([-1 if i == layer.channel_axis else 1 for i in range(changed.dim())])
