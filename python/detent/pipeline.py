@@ -24,6 +24,7 @@ from detent.fronts import pareto
 from detent.graph import Graph
 from detent.graph import capture as capture_graph
 from detent.graph.example import normalize_example
+from detent.keeping_accuracy import keep_accuracy
 from detent.mixing import choose_widths, score
 from detent.planning import FurtherPasses, further_passes, plan, revise, values_to_observe
 from detent.quantized import QuantizedModel, assemble
@@ -63,6 +64,7 @@ __all__ = [
     "collect_moments",
     "correct_biases",
     "decide",
+    "keep_accuracy",
     "pareto",
     "passes_over_data",
     "plan",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from detent.errors import ConfigError
 from detent.mixed_precision.model import ResourceModel
 from detent.mixed_precision.problem import Problem, Row, Slot
 from detent.mixed_precision.slots import FLOAT_BITS
@@ -73,9 +74,23 @@ def widths_of(table: SensitivityTable, assignment: Iterable[int], settled: Width
 
 
 def assignment_of(table: SensitivityTable, widths: Widths) -> tuple[int, ...]:
-    """The assignment of widths, the other way round."""
-    tables = {"weights": widths.weights, "activations": widths.activations}
-    return tuple(tensor.bits.index(tables[tensor.role][tensor.members[0]]) for tensor in table)
+    """The assignment of widths, the other way round.
+
+    Raises:
+        ConfigError: a tensor of the table has no width, or one that is no candidate.
+    """
+    tables, found = {"weights": widths.weights, "activations": widths.activations}, []
+    for tensor in table:
+        bits = tables[tensor.role].get(tensor.members[0])
+        if bits not in tensor.bits:
+            known = ", ".join(map(str, tensor.bits))
+            raise ConfigError(
+                f"the widths to start with give {tensor.role} {bits or 'no'} bits here",
+                where=tensor.name,
+                remedy=f"choose among {known}",
+            )
+        found.append(tensor.bits.index(bits))
+    return tuple(found)
 
 
 @dataclass(frozen=True)
