@@ -37,7 +37,7 @@ from detent.records.plan import QuantPlan
 from detent.records.sensitivity import SensitivityTable
 from detent.records.statistics import Statistics
 from detent.records.widths import Widths
-from detent.sensitivity import Candidates, score_by_probes
+from detent.sensitivity import Candidates, score_by_measuring, score_by_probes
 from detent.statistics import first_samples, progress_bar
 from detent.targets import Target
 
@@ -271,11 +271,14 @@ def _candidate_plans(setting: Setting, stats: Statistics, moments: InputMoments 
 
 def _score(setting: Setting, plans: Sequence[QuantPlan], data: Any, *, progress: bool) -> SensitivityTable:
     options = setting.options
-    batches = first_samples(setting.graph, data, options.samples, parts=2)
+    graph, placement = setting.graph, setting.placement
+    batches = first_samples(graph, data, options.samples, parts=2)
     with progress_bar("scoring widths", "batches", len(batches), wanted=progress) as show:
+        if options.scores == "measured":
+            return score_by_measuring(graph, placement, plans, batches, points="outputs", show=show)
         return score_by_probes(
-            setting.graph,
-            setting.placement,
+            graph,
+            placement,
             plans,
             batches,
             probes=options.probes,

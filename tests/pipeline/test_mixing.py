@@ -458,3 +458,13 @@ def test_mistakes_in_budgets_of_the_command(
     assert result.exit_code == 1
     assert message in " ".join(result.stderr.split())
     assert not (tmp_path / "out" / "plan.json").exists()
+
+
+def test_measured_scores_choose_too(choose: Any) -> None:
+    probed, measured = (
+        choose({"weights": "60%"}, mixed={**QUICK, "scores": scores}) for scores in ("probes", "measured")
+    )
+    assert measured.use["weights"] <= measured.limits["weights"]
+    assert not measured.interactions
+    # Both count the change of the outputs relative to their energy.
+    assert measured.objective == pytest.approx(probed.objective, rel=1.5)

@@ -19,6 +19,9 @@ class MixedPrecisionConfig(FrozenModel):
     """Options of mixed precision; keyword only, immutable.
 
     Attributes:
+        scores: `"probes"` takes backward passes along a few directions of the outputs, to first order; `"measured"`
+            runs what is behind each tensor for each of its widths, which costs more, needs no gradients, and knows no
+            interactions.
         samples: calibration samples that scores are taken on.
         probes: directions of the outputs for each sample; each costs a backward pass.
         loss: what a score counts: `"outputs"`, the squared change of the outputs relative to their energy, or
@@ -39,6 +42,7 @@ class MixedPrecisionConfig(FrozenModel):
         ConfigError: an unknown key (with a suggestion) or a value out of range.
     """
 
+    scores: Literal["probes", "measured"] = "probes"
     samples: Annotated[int, Field(ge=1)] = 32
     probes: Annotated[int, Field(ge=1)] = 8
     loss: Literal["outputs", "fisher"] = "outputs"

@@ -200,7 +200,8 @@ class _Run:
             torch.autograd.grad(list(outputs.values()), leaves, direction, retain_graph=keep, allow_unused=True)
         except (RuntimeError, NotImplementedError) as error:
             raise ConfigError(
-                f"the network cannot be differentiated: {error}", remedy="score by measuring instead"
+                f"the network cannot be differentiated: {error}",
+                remedy='measure instead: mixed_precision={"scores": "measured"}',
             ) from error
 
     def _tap(self, node: fx.Node, value: torch.Tensor, kept: dict[fx.Node, torch.Tensor], gradients: Gradients) -> None:
@@ -282,6 +283,6 @@ def _float_outputs(graph: Graph) -> list[fx.Node]:
         raise ConfigError(
             "no output of the network carries a gradient",
             where=kinds or None,
-            remedy="return what comes before the argmax or rounding, or score by measuring",
+            remedy='return what comes before it, or measure: mixed_precision={"scores": "measured"}',
         )
     return floats
