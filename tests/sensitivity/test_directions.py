@@ -38,7 +38,7 @@ def test_outer_products_are_the_unit_matrix_on_average_also_between_samples(
     orthogonal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not orthogonal:
-        monkeypatch.setattr(module, "_MOST_ORTHOGONAL", 3)
+        monkeypatch.setattr(module, "MOST_ORTHOGONAL", 3)
     runs, size, samples = 4000, 5, 2
     found = np.stack([drawn(samples, size, 2, seed) for seed in range(runs)]).reshape(runs, 2, samples * size)
     mean = np.einsum("rki,rkj->ij", found, found) / runs

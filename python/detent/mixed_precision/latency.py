@@ -13,9 +13,9 @@ from detent.graph.placement import Placement
 from detent.graph.roles import OPS
 from detent.mixed_precision.slots import FLOAT_BITS, Slots
 
-__all__ = ["LatencyTable", "LayerLatency", "Widths", "latencies"]
+__all__ = ["LatencyTable", "LayerLatency", "WidthPair", "latencies"]
 
-Widths = tuple[int | None, int]
+WidthPair = tuple[int | None, int]
 """Width of the kernel, None for an operation without one, and of the first input; 32 stands for float."""
 LatencyTable = Mapping[tuple[str, int | None, int], float]
 """(layer or kind of operation, width of the kernel or None, width of the input) to seconds, or cycles."""
@@ -37,7 +37,7 @@ class LayerLatency:
     kernel: str | None
     input: str | None
     has_kernel: bool
-    times: Mapping[Widths, float]
+    times: Mapping[WidthPair, float]
 
     def time(self, kernel_bits: int, input_bits: int) -> float:
         """The time at a width of the kernel, which an operation without one disregards, and of the input.
@@ -94,7 +94,7 @@ def latencies(
     return tuple(found), notes
 
 
-def _checked(graph: Graph, table: LatencyTable) -> dict[str, dict[Widths, float]]:
+def _checked(graph: Graph, table: LatencyTable) -> dict[str, dict[WidthPair, float]]:
     """Times by word and widths."""
     if not isinstance(table, Mapping):
         raise ConfigError(
@@ -102,7 +102,7 @@ def _checked(graph: Graph, table: LatencyTable) -> dict[str, dict[Widths, float]
             f"{type(table).__name__}"
         )
     kinds = {word for name in OPS for word in (OPS[name].name, OPS[name].kind)}
-    times: dict[str, dict[Widths, float]] = {}
+    times: dict[str, dict[WidthPair, float]] = {}
     for key, time in table.items():
         if not isinstance(key, tuple) or len(key) != 3 or not isinstance(key[0], str):
             raise ConfigError(f"a key of a latency table is (name, kernel bits or None, input bits), got {key!r}")

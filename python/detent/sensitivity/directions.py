@@ -11,12 +11,12 @@ from typing import Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Loss", "directions", "fisher"]
+__all__ = ["MOST_ORTHOGONAL", "Loss", "directions", "fisher"]
 
 Loss = Literal["outputs", "fisher"]
 Floats = npt.NDArray[np.float32]
 
-_MOST_ORTHOGONAL: Final = 4096
+MOST_ORTHOGONAL: Final = 4096
 """Outputs of a sample up to which directions are orthogonal; beyond, random signs nearly are."""
 
 
@@ -32,7 +32,7 @@ def directions(samples: int, size: int, count: int, random: np.random.Generator)
         count: directions wanted; no more than outputs are needed.
         random: draws them.
     """
-    if size > _MOST_ORTHOGONAL:
+    if size > MOST_ORTHOGONAL:
         signs: Floats = (random.integers(0, 2, (count, samples, size), np.int8) * 2 - 1).astype(np.float32)
         signs *= np.float32(count**-0.5)
         return signs

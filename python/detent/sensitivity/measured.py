@@ -26,6 +26,7 @@ from detent.sensitivity.candidates import Candidates, Slot
 from detent.sensitivity.distances import Distance, Metric, checked_distances, yardstick
 from detent.sensitivity.downstream import Downstream, FloatValues, Network
 from detent.sensitivity.interest import Interest, Weighting, choose
+from detent.sensitivity.units import samples_in
 
 __all__ = ["score_by_measuring"]
 
@@ -191,7 +192,7 @@ class _Run:
         lost: list[list[Doubles]] = [[] for _ in self._slots]
         with sharing_cores(min(_SIDE_BY_SIDE, torch.get_num_threads()), "detent-measure") as pool:
             for batch in batches:
-                samples = self._samples(batch)
+                samples = samples_in(self._graph, batch)
                 values = floats(batch)
                 sizes.append(self._sizes(values, samples))
                 every = pool.map(self._lost, self._slots, parts, repeat(values), repeat(samples))
@@ -236,8 +237,3 @@ class _Run:
                     if not np.isfinite(distance).all():
                         raise _not_finite(slot, at, stick.item.name, wanted)
         return lost
-
-    def _samples(self, batch: Sequence[torch.Tensor]) -> int:
-        axes = [(tensor, spec.batch_axis) for tensor, spec in zip(batch, self._graph.inputs, strict=True)]
-        sizes = [tensor.shape[axis] for tensor, axis in axes if axis is not None]
-        return int(sizes[0]) if sizes else 1

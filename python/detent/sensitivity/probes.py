@@ -29,6 +29,7 @@ from detent.records.sensitivity import SensitivityTable, TensorSensitivity
 from detent.sensitivity.candidates import Candidates, Slot
 from detent.sensitivity.directions import Loss, directions, fisher
 from detent.sensitivity.taps import Gradients, tap_of_grids, tap_of_kernel
+from detent.sensitivity.units import samples_in
 
 __all__ = ["score_by_probes"]
 
@@ -161,12 +162,12 @@ class _Run:
         for index, value in self.executor.walk(_inputs(batch)):
             node = self._watched[index]
             if node in self._outputs:
-                energies[node] = self._energy(node, value) / self._samples(batch)
+                energies[node] = self._energy(node, value) / samples_in(self._graph, batch)
         return {node: (len(energies) * energy) ** -0.5 if energy > 0 else 0.0 for node, energy in energies.items()}
 
     def changes(self, batch: Sequence[torch.Tensor], number: int, weights: Mapping[fx.Node, float]) -> _Found:
         """Run a batch forward once and backward along each of its directions."""
-        samples = self._samples(batch)
+        samples = samples_in(self._graph, batch)
         leaves: list[torch.Tensor] = []
         outputs: dict[fx.Node, torch.Tensor] = {}
         kept = dict(self._constants)
@@ -254,11 +255,6 @@ class _Run:
         if not np.isfinite(energy):
             raise CalibrationError("the output holds NaN or infinity", where=self._graph.name_of(node))
         return energy
-
-    def _samples(self, batch: Sequence[torch.Tensor]) -> int:
-        axes = [(tensor, spec.batch_axis) for tensor, spec in zip(batch, self._graph.inputs, strict=True)]
-        sizes = [tensor.shape[axis] for tensor, axis in axes if axis is not None]
-        return int(sizes[0]) if sizes else 1
 
 
 def _inputs(batch: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -19,7 +19,7 @@ from detent.kernels.statistics import weighted_counts
 from detent.records.sensitivity import Role
 from detent.records.statistics import Statistics
 from detent.records.traces import BinScores, TensorTrace
-from detent.sensitivity.units import MOST_ORTHOGONAL
+from detent.sensitivity.directions import MOST_ORTHOGONAL
 
 __all__ = ["Found", "Squares", "Traced", "traced_kernels", "traced_values"]
 

@@ -31,9 +31,9 @@ from detent.graph.placement import Placement
 from detent.graph.side_by_side import sharing_cores
 from detent.records.statistics import Statistics
 from detent.records.traces import HessianTraces
-from detent.sensitivity.directions import Loss, fisher
+from detent.sensitivity.directions import MOST_ORTHOGONAL, Loss, fisher
 from detent.sensitivity.squares import Found, Squares, Traced, traced_kernels, traced_values
-from detent.sensitivity.units import MOST_ORTHOGONAL, Batch, draw, float_outputs, samples_in, split
+from detent.sensitivity.units import Batch, draw, float_outputs, samples_in, split
 
 __all__ = ["estimate_traces"]
 

@@ -8,7 +8,6 @@ span the outputs of all samples: the square of the sum is then the sum of square
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +16,9 @@ from torch import fx
 
 from detent.errors import ConfigError
 from detent.graph import Graph
+from detent.sensitivity.directions import MOST_ORTHOGONAL
 
-__all__ = ["MOST_ORTHOGONAL", "draw", "float_outputs", "samples_in", "split"]
-
-MOST_ORTHOGONAL: Final = 4096
-"""Outputs of a unit up to which directions are orthogonal; beyond, random signs nearly are."""
+__all__ = ["draw", "float_outputs", "samples_in", "split"]
 
 Batch = Sequence[torch.Tensor]
 
