@@ -41,6 +41,10 @@ class DetentError(Exception):
 class ConfigError(DetentError, ValueError):
     """A wrong option, target, plan entry or argument."""
 
+    def at(self, where: str) -> ConfigError:
+        """The same error at a place."""
+        return ConfigError(self.what, where=where, remedy=self.remedy)
+
 
 class CaptureError(DetentError):
     """The model cannot be captured as a graph."""

@@ -20,7 +20,6 @@ from detent.graph.roles import argument
 from detent.graph.shifts import COMPENSATED
 from detent.records.correction import BiasCorrection
 from detent.records.grid import Grid
-from detent.records.grid_values import multiplied
 from detent.records.moments import InputMoments
 from detent.records.plan import TensorPlan, grid_of
 from detent.records.statistics import Statistics, TensorStatistics
@@ -65,7 +64,7 @@ def correct_analytically(
             continue
         assert layer.weight is not None
         kernel = graph.tensor(layer.weight).detach().cpu().contiguous().numpy()
-        codes = entry.grid.round(multiplied(kernel, entry.gain, entry.grid.axis))
+        codes = entry.rounded(kernel)
         shifts = []
         if kernels:
             shift = _of_kernel(graph, layer, codes - kernel, statistics, moments)

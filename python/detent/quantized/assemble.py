@@ -18,13 +18,12 @@ from detent.graph.channelwise import steps_of_outputs
 from detent.graph.placement import WeightPoint, place
 from detent.graph.roles import argument, argument_names
 from detent.graph.shifts import COMPENSATED, FILL
-from detent.kernels.quantize import lut_quantize, quantize
 from detent.quantized.check import check_plan
 from detent.quantized.editor import GraphEditor
 from detent.quantized.model import QuantizedModel
 from detent.records.grid import Grid
 from detent.records.grid_values import multiplied
-from detent.records.plan import QuantPlan
+from detent.records.plan import QuantPlan, TensorPlan
 from detent.targets import load_target
 
 __all__ = ["assemble"]
@@ -86,62 +85,49 @@ class _Assembly:
         entry = self.plan.weights[point.layer]
         if entry.grid is not None:
             reads = [(user.weight, user.node) for user in users if user.weight is not None]
-            self._quantize_reads(dict.fromkeys(reads), entry.grid, point.parameter, entry.gain)
+            self._quantize_reads(dict.fromkeys(reads), entry, point.parameter)
 
     def quantize_constant(self, path: str, grid: Grid) -> None:
         """Replace a stored tensor that takes part in the arithmetic by its codes, wherever it is read."""
         nodes = self.graph.module.graph.nodes
         reads = [node for node in nodes if node.op == "get_attr" and str(node.target) == path]
-        self._quantize_reads([(read, user) for read in reads for user in read.users], grid, path)
+        self._quantize_reads([(read, user) for read in reads for user in read.users], TensorPlan(grid=grid), path)
 
-    def _quantize_reads(
-        self,
-        reads: Iterable[tuple[fx.Node, fx.Node]],
-        grid: Grid,
-        path: str,
-        gain: npt.NDArray[np.float32] | None = None,
-    ) -> None:
+    def _quantize_reads(self, reads: Iterable[tuple[fx.Node, fx.Node]], entry: TensorPlan, path: str) -> None:
         """Replace reads of a stored tensor, given as (read, user) of the captured graph, by its quantized form."""
+        grid = entry.grid
+        assert grid is not None
         quantized: dict[fx.Node, fx.Node] = {}
         stored: tuple[object, ...] | None = None
         for original, user in reads:
             read = self.editor.copies[original]
             if read not in quantized:
+                values = np.ascontiguousarray(self.graph.tensor(original).detach().cpu().numpy())
                 if self.trainable:
-                    source = read if gain is None else self._multiplied(read, original, path, gain, grid.axis)
+                    source = self._trainable(read, values, entry, path)
                     quantized[read] = self._fake_quantize(source, source, path, grid)
                 else:
-                    values = np.ascontiguousarray(self.graph.tensor(original).detach().cpu().numpy())
-                    stored = stored or self._store_codes(path, multiplied(values, gain, grid.axis), grid)
+                    stored = stored or self._store_codes(path, entry.codes_of(values), grid)
                     quantized[read] = self._expand(read, grid, stored)
                 quantized[read].meta = dict(read.meta)
             self.editor.copies[user].replace_input_with(read, quantized[read])
 
-    def _multiplied(
-        self, read: fx.Node, original: fx.Node, path: str, gain: npt.NDArray[np.float32], axis: int | None
-    ) -> fx.Node:
-        """A read of a trainable kernel that has its gains in it."""
-        values = np.ascontiguousarray(self.graph.tensor(original).detach().cpu().numpy())
-        stored = self.editor.store(f"{path}_multiplied", multiplied(values, gain, axis), trainable=True)
+    def _trainable(self, read: fx.Node, kernel: npt.NDArray[np.float32], entry: TensorPlan, path: str) -> fx.Node:
+        """A read of the trainable kernel that is rounded to nearest: itself, with its gains, or already on the grid."""
+        if entry.codes is not None:
+            stored = self.editor.store(f"{path}_rounded", entry.rounded(kernel), trainable=True)
+        elif entry.gain is not None and entry.grid is not None:
+            values = multiplied(kernel, entry.gain, entry.grid.axis)
+            stored = self.editor.store(f"{path}_multiplied", values, trainable=True)
+        else:
+            return read
         return self.editor.read_after(read, stored)
 
-    def _store_codes(self, path: str, array: npt.NDArray[np.float32], grid: Grid) -> tuple[object, ...]:
-        scale = self.editor.store(f"{path}_scale", grid.scale)
+    def _store_codes(self, path: str, codes: npt.NDArray[Any], grid: Grid) -> tuple[object, ...]:
+        stored = self.editor.store(f"{path}_codes", codes), self.editor.store(f"{path}_scale", grid.scale)
         if grid.table is not None:
-            codes = lut_quantize(array, grid.scale, grid.table, axis=grid.axis)
-            return self.editor.store(f"{path}_codes", codes), scale, self.editor.store(f"{path}_table", grid.table)
-        codes = quantize(
-            array,
-            grid.scale,
-            grid.zero_point,
-            grid.qmin,
-            grid.qmax,
-            dtype=_storage(grid),
-            axis=grid.axis,
-            group_size=grid.group_size,
-        )
-        zero_point = self.editor.store(f"{path}_zero_point", grid.zero_point)
-        return self.editor.store(f"{path}_codes", codes), scale, zero_point
+            return *stored, self.editor.store(f"{path}_table", grid.table)
+        return *stored, self.editor.store(f"{path}_zero_point", grid.zero_point)
 
     def _expand(self, anchor: fx.Node, grid: Grid, stored: tuple[object, ...]) -> fx.Node:
         if grid.table is not None:
@@ -185,8 +171,7 @@ class _Assembly:
         if amount is None or entry.grid is None or node.weight is None:
             return added
         kernel = np.ascontiguousarray(self.graph.tensor(node.weight).detach().cpu().numpy())
-        codes = entry.grid.round(multiplied(kernel, entry.gain, entry.grid.axis))
-        lost = kernel.astype(np.float64) - codes
+        lost = kernel.astype(np.float64) - entry.rounded(kernel)
         if node.kind == "conv_transposed":  # [C_in, C_out / groups, 1, ...]
             lost = lost.reshape(node.groups, -1, kernel.shape[1]).swapaxes(1, 2).reshape(-1, len(kernel) // node.groups)
         taps = lost.reshape(len(lost), lost.shape[1], -1).sum(axis=2)  # [C_out, C_in / groups]
@@ -267,11 +252,6 @@ class _Assembly:
         return self.editor.call_after(
             anchor, operator, node, scale, zero_point, grid.qmin, grid.qmax, grid.axis, grid.group_size
         )
-
-
-def _storage(grid: Grid) -> str:
-    """Codes of up to 8 bits lie in one byte each: torch has no 4-bit tensors. Files pack them."""
-    return ("int" if grid.signed else "uint") + ("8" if grid.bits <= 8 else "16")
 
 
 def _accumulator_steps(input_grid: Grid, kernel: Grid, channels: int, where: str) -> npt.NDArray[np.float32]:

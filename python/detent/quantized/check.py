@@ -43,9 +43,9 @@ def check_plan(graph: Graph, plan: QuantPlan, placement: Placement, target: Targ
                 where=value,
                 remedy=f'restore {{"same_as": "{point.same_as}"}} and edit {point.same_as!r} instead',
             )
-        if entry.bias_bits is not None or entry.gain is not None:
-            word = "bias_bits" if entry.bias_bits is not None else "gain"
-            raise ConfigError(f"`{word}` is for weights, an activation has none", where=value)
+        for word in ("bias_bits", "gain", "codes"):
+            if getattr(entry, word) is not None:
+                raise ConfigError(f"`{word}` is for weights, an activation has none", where=value)
         grid = plan.activation_grid(value)
         if grid is not None:
             _check_channels(graph, grid, point)
@@ -67,6 +67,7 @@ def check_plan(graph: Graph, plan: QuantPlan, placement: Placement, target: Targ
             _check_shape(graph, weight.grid, weight_point)
             _check_bias(weight, weight_point, target)
             _check_gain(weight, layer)
+            _check_codes(graph, weight, layer)
     _check_corrections(graph, plan, placement)
     _check_readers(plan, placement, target)
 
@@ -223,6 +224,17 @@ def _check_gain(weight: TensorPlan, where: str) -> None:
             f"the kernel has {weight.grid.size} thresholds, its gain {len(weight.gain)} numbers",
             where=where,
             remedy="give one number for each, or remove `gain`",
+        )
+
+
+def _check_codes(graph: Graph, weight: TensorPlan, where: str) -> None:
+    read = graph.find(where).weight
+    assert read is not None
+    if weight.codes is not None and weight.codes.codes.shape != concrete_shape(read):
+        raise ConfigError(
+            f"the kernel is {list(concrete_shape(read))}, its codes are {list(weight.codes.codes.shape)}",
+            where=where,
+            remedy="remove `codes` to round the kernel to nearest, or round it again",
         )
 
 

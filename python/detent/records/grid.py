@@ -22,7 +22,14 @@ import numpy.typing as npt
 
 from detent._registry import unknown_name
 from detent.errors import ConfigError
-from detent.kernels.quantize import fake_quantize, lut_fake_quantize
+from detent.kernels.quantize import (
+    dequantize,
+    fake_quantize,
+    lut_dequantize,
+    lut_fake_quantize,
+    lut_quantize,
+    quantize,
+)
 
 __all__ = ["GRID_KINDS", "LUT_STEPS", "FloatVector", "Grid", "GridKind"]
 
@@ -198,9 +205,18 @@ class Grid:
     @property
     def dtype(self) -> str:
         """Narrowest storage type of the codes: `int4`, `uint4`, `int8`, `uint8`, `int16` or `uint16`."""
-        width = 4 if self.bits <= 4 else 8 if self.bits <= 8 else 16
+        return self.storage if self.bits > 4 else self.storage.replace("8", "4")
+
+    @property
+    def storage(self) -> str:
+        """NumPy type of codes outside of files: those of up to 8 bits lie in one byte each. Files pack them."""
         # Codes of a codebook are places in its table.
-        return ("int" if self.signed and self.table is None else "uint") + str(width)
+        return ("int" if self.signed and self.table is None else "uint") + ("8" if self.bits <= 8 else "16")
+
+    @property
+    def code_range(self) -> tuple[int, int]:
+        """Lowest and highest code; places in the table for lut."""
+        return (self.qmin, self.qmax) if self.table is None else (0, (1 << self.bits) - 1)
 
     @property
     def has_bias_step(self) -> bool:
@@ -224,6 +240,27 @@ class Grid:
         return fake_quantize(
             values, self.scale, self.zero_point, self.qmin, self.qmax, axis=self.axis, group_size=self.group_size
         )
+
+    def codes(self, values: FloatVector) -> npt.NDArray[Any]:
+        """The codes, in `storage`, of the values of the grid nearest to float32 `values`."""
+        if self.table is not None:
+            return lut_quantize(values, self.scale, self.table, axis=self.axis)
+        return quantize(
+            values,
+            self.scale,
+            self.zero_point,
+            self.qmin,
+            self.qmax,
+            dtype=self.storage,
+            axis=self.axis,
+            group_size=self.group_size,
+        )
+
+    def values(self, codes: npt.NDArray[Any]) -> FloatVector:
+        """The float32 values that codes in `storage` stand for."""
+        if self.table is not None:
+            return lut_dequantize(codes, self.scale, self.table, axis=self.axis)
+        return dequantize(codes, self.scale, self.zero_point, axis=self.axis, group_size=self.group_size)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Grid) and self.to_dict() == other.to_dict()

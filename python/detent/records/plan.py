@@ -3,7 +3,8 @@
 The plan is JSON that a person can read and edit; it is also the per-layer configuration file. Keys of `activations` are
 value names of the graph, keys of `weights` are layer names. Changing `bits`, `threshold`, `lower` or `upper` is enough:
 steps and zero points follow (see `Grid`). Setting an entry to `"float"` keeps that tensor in float. `"frozen": true` in
-an entry makes later stages and later plans take it as it is. `bias_corrections` may be edited, or left out. `rules` are
+an entry makes later stages and later plans take it as it is. `codes` hold a kernel that was not rounded to nearest;
+remove them where its grid is changed. `bias_corrections` may be edited, or left out. `rules` are
 those the plan was made with; editing them changes nothing until it is made again.
 """
 
@@ -11,12 +12,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
-
-import numpy as np
-import numpy.typing as npt
 
 from detent._registry import unknown_name
 from detent._validation import parse_json
@@ -26,6 +24,7 @@ from detent.records.correction import BiasCorrection
 from detent.records.files import read_text, write_atomically
 from detent.records.grid import Grid
 from detent.records.rules import Rule, rules_from_data
+from detent.records.tensor_plan import TensorPlan
 from detent.records.widths import Widths
 
 __all__ = ["PER_CHANNEL", "QuantPlan", "TensorPlan", "grid_of", "metric_of"]
@@ -35,7 +34,6 @@ PER_CHANNEL: Final = " within each channel's range"
 
 _FORMAT: Final = "detent.plan"
 _VERSION: Final = 1
-_FLOAT: Final = "float"
 _TABLES: Final = ("activations", "weights", "bias_corrections")
 _KEYS: Final = (
     "format",
@@ -53,112 +51,6 @@ _KEYS: Final = (
 _OPTIONAL: Final = frozenset({"rules", "preprocessing", "widths", "bias_corrections"})
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class TensorPlan:
-    """What is decided for one tensor.
-
-    Args:
-        grid: the grid, or None to keep the tensor in float. Must be None if `same_as` is given.
-        same_as: name of the activation whose grid this one shares (inputs of a concatenation, for instance).
-        error: mean quantization error per element in `metric`, estimated when the grid was chosen; None if edited.
-        metric: the error metric the grid was chosen by.
-        bias_bits: width of the bias codes, weights only; None leaves the bias in float.
-        frozen: later stages leave the tensor as it is, and a plan made anew takes it over.
-        gain: what the kernel's channels are multiplied by before they go to the grid, weights only: float32
-            `[channels]`, or `[1]` for a grid of the whole kernel; None multiplies by nothing.
-    """
-
-    grid: Grid | None
-    same_as: str | None = None
-    error: float | None = None
-    metric: str | None = None
-    bias_bits: int | None = None
-    frozen: bool = False
-    gain: npt.NDArray[np.float32] | None = None
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, TensorPlan) and all(
-            np.array_equal(mine, theirs) if isinstance(mine, np.ndarray) else mine == theirs
-            for mine, theirs in ((getattr(self, item.name), getattr(other, item.name)) for item in fields(self))
-        )
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def to_dict(self) -> dict[str, Any] | str:
-        """Plain data; a tensor kept in float is the word `"float"`."""
-        if self.same_as is not None:
-            return {"same_as": self.same_as}
-        if self.grid is None and not self.frozen:
-            return _FLOAT
-        data: dict[str, Any] = {"grid": _FLOAT if self.grid is None else self.grid.to_dict()}
-        for name in ("error", "metric", "bias_bits"):
-            value = getattr(self, name)
-            if value is not None:
-                data[name] = value
-        if self.frozen:
-            data["frozen"] = True
-        if self.gain is not None:
-            data["gain"] = [float(str(number)) for number in self.gain]
-        return data
-
-    @classmethod
-    def from_dict(cls, data: object, where: str) -> TensorPlan:
-        """Rebuild an entry; errors carry `where`, the name of the tensor."""
-        if data == _FLOAT:
-            return cls(grid=None)
-        if not isinstance(data, Mapping):
-            raise ConfigError(f"an entry is an object or the word {_FLOAT!r}, got {data!r}", where=where)
-        known = {"grid", "same_as", "error", "metric", "bias_bits", "frozen", "gain"}
-        for key in data:
-            if key not in known:
-                raise _at(unknown_name("plan key", key, known), where)
-        if "same_as" in data:
-            if len(data) > 1:
-                raise ConfigError("`same_as` stands alone: the grid is that of the named tensor", where=where)
-            return cls(grid=None, same_as=str(data["same_as"]))
-        frozen = data.get("frozen", False)
-        if not isinstance(frozen, bool):
-            raise ConfigError(f"`frozen` must be true or false, got {frozen!r}", where=where)
-        if data.get("grid") == _FLOAT:
-            return cls(grid=None, frozen=frozen)
-        if not isinstance(data.get("grid"), Mapping):
-            raise ConfigError("an entry needs a `grid` object, `same_as`, or to be 'float'", where=where)
-        try:
-            grid = Grid.from_dict(data["grid"])
-        except ConfigError as reason:
-            raise _at(reason, where) from None
-        except TypeError as reason:
-            raise ConfigError(f"the grid has a value of the wrong type: {reason}", where=where) from None
-        error = data.get("error")
-        if error is not None and (isinstance(error, bool) or not isinstance(error, int | float)):
-            raise ConfigError(f"`error` must be a number, got {error!r}", where=where)
-        bias_bits = data.get("bias_bits")
-        if bias_bits not in (None, 32):
-            raise ConfigError(f"`bias_bits` must be 32 or absent, got {bias_bits!r}", where=where)
-        metric = data.get("metric")
-        return cls(
-            grid=grid,
-            error=error,
-            metric=None if metric is None else str(metric),
-            bias_bits=bias_bits,
-            frozen=frozen,
-            gain=_gain(data.get("gain"), where),
-        )
-
-
-def _gain(data: object, where: str) -> npt.NDArray[np.float32] | None:
-    if data is None:
-        return None
-    numbers = data if isinstance(data, list) else [data]
-    try:
-        gain = np.array(numbers, np.float64).astype(np.float32)
-    except (TypeError, ValueError, OverflowError):
-        gain = np.zeros(0, np.float32)
-    if gain.ndim != 1 or not len(gain) or not bool(np.all(np.isfinite(gain) & (gain > 0))):
-        raise ConfigError("`gain` must be a list of positive numbers, one per channel of the grid", where=where)
-    return gain
-
-
 def grid_of(activations: Mapping[str, TensorPlan], name: str) -> Grid | None:
     """The grid of an activation among the entries of a plan, following `same_as`; None if it stays in float."""
     entry = activations[name]
@@ -168,10 +60,6 @@ def grid_of(activations: Mapping[str, TensorPlan], name: str) -> Grid | None:
 def metric_of(entry: TensorPlan) -> str | None:
     """The metric an entry was chosen by, without the word on channels."""
     return None if entry.metric is None else entry.metric.removesuffix(PER_CHANNEL)
-
-
-def _at(error: ConfigError, where: str) -> ConfigError:
-    return ConfigError(error.what, where=where, remedy=error.remedy)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -209,7 +97,7 @@ class QuantPlan:
             if entry.same_as is not None:
                 root = self.activations.get(entry.same_as)
                 if root is None:
-                    raise _at(unknown_name("tensor in `same_as`", entry.same_as, self.activations), name)
+                    raise unknown_name("tensor in `same_as`", entry.same_as, self.activations).at(name)
                 if root.same_as is not None:
                     raise ConfigError(
                         f"`same_as` must name a tensor with its own grid, but {entry.same_as!r} refers on to "
@@ -286,7 +174,7 @@ class QuantPlan:
             )
         for key in data:
             if key not in _KEYS:
-                raise _at(unknown_name("plan key", key, _KEYS), where)
+                raise unknown_name("plan key", key, _KEYS).at(where)
         missing = sorted(set(_KEYS) - set(data) - _OPTIONAL)
         if missing:
             raise FormatError(f"the plan lacks {', '.join(missing)}", where=where, remedy="restore the file")

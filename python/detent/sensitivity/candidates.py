@@ -13,7 +13,6 @@ from detent.errors import ConfigError
 from detent.graph import Graph
 from detent.graph.placement import Placement
 from detent.records.grid import Grid
-from detent.records.grid_values import multiplied
 from detent.records.plan import QuantPlan
 from detent.records.sensitivity import Role
 
@@ -163,6 +162,5 @@ def _change(graph: Graph, users: Sequence[str], layer: str, plan: QuantPlan) -> 
     assert entry.grid is not None
     assert node.weight is not None
     kernel = np.ascontiguousarray(graph.tensor(node.weight).detach().cpu().numpy())
-    rounded = entry.grid.round(multiplied(kernel, entry.gain, entry.grid.axis))
     shifts = {user: plan.bias_corrections[user].shift for user in users if user in plan.bias_corrections}
-    return KernelChange(kernel=torch.from_numpy(rounded - kernel), shifts=shifts)
+    return KernelChange(kernel=torch.from_numpy(entry.rounded(kernel) - kernel), shifts=shifts)
