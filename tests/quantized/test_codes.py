@@ -1,4 +1,4 @@
-"""Codes in a plan are the codes of the model: bit for bit, trained from where they are, refused where they do not fit."""
+"""Codes in a plan are the codes of the model, bit for bit; they are trained from where they are, or refused."""
 
 from __future__ import annotations
 
