@@ -9,6 +9,7 @@ void register_lut(pybind11::module_& module);
 void register_error(pybind11::module_& module);
 void register_comparison(pybind11::module_& module);
 void register_perturbation(pybind11::module_& module);
+void register_factor(pybind11::module_& module);
 void register_products(pybind11::module_& module);
 void register_statistics(pybind11::module_& module);
 void register_histogram_search(pybind11::module_& module);
@@ -25,6 +26,7 @@ PYBIND11_MODULE(_core, module) {
   detent::bindings::register_error(module);
   detent::bindings::register_comparison(module);
   detent::bindings::register_perturbation(module);
+  detent::bindings::register_factor(module);
   detent::bindings::register_products(module);
   detent::bindings::register_statistics(module);
   detent::bindings::register_histogram_search(module);
