@@ -16,6 +16,14 @@ from detent.errors import ConfigError
 from detent.graph import Graph
 from detent.graph.placement import Placement
 from detent.graph.policy import place_as_asked
+from detent.mixed_precision import (
+    FLOAT_BITS,
+    LatencyTable,
+    activation_slots,
+    latencies,
+    latency_table,
+    overwritten,
+)
 from detent.planning import FurtherPasses
 from detent.records.choices import Choices
 from detent.records.rules import checked_rules
@@ -26,7 +34,9 @@ from detent.thresholds.forms import for_kernel, form_of_kernel
 __all__ = [
     "Setting",
     "candidate_widths",
+    "check_times",
     "checked_budget",
+    "checked_latency",
     "mixed_passes",
     "setting_of",
     "widths_in",
@@ -35,7 +45,7 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What all steps need; `roles` are those with a choice of widths."""
+    """What all steps need; `roles` are those with a choice of widths, `latency` is there if it is limited."""
 
     graph: Graph
     named: str | Path | Target
@@ -46,6 +56,7 @@ class Setting:
     placement: Placement
     choices: Choices
     roles: frozenset[Role]
+    latency: LatencyTable | None
 
 
 def checked_budget(budget: Budget | Mapping[str, Any] | None) -> Budget | None:
@@ -60,6 +71,26 @@ def checked_budget(budget: Budget | Mapping[str, Any] | None) -> Budget | None:
     if not found.limited:
         raise ConfigError("the budget limits nothing", remedy='give at least one limit, e.g. weights="50%"')
     return found
+
+
+def checked_latency(budget: Budget | None, latency: LatencyTable | str | Path | None) -> LatencyTable | None:
+    """The table of times that a limit of latency needs; None where nothing limits it.
+
+    Raises:
+        ConfigError: one is given without the other, or the file holds no such table.
+        FormatError: the file cannot be read.
+    """
+    limited = budget is not None and "latency" in budget.limited
+    if limited and latency is None:
+        raise ConfigError(
+            "latency is limited, but nothing is known about it",
+            remedy="pass `latency`, a table of measured times or the path of its file (docs/mixed-precision.md)",
+        )
+    if latency is None:
+        return None
+    if not limited:
+        raise ConfigError("`latency` is for a budget that limits it", remedy='limit it, e.g. latency="80%"')
+    return latency_table(latency)
 
 
 def candidate_widths(
@@ -86,12 +117,29 @@ def widths_in(setting: Setting) -> tuple[dict[str, tuple[int, ...]], dict[str, t
     for name in setting.options.widths:
         if name not in kernels and name not in values:
             raise unknown_name("tensor in `widths`", name, [*kernels, *values])
+    given = setting.options.configuration_overwrite
+    if isinstance(given, Mapping):
+        overwritten([*_tensors(kernels, "weights"), *_tensors(values, "activations")], given)
     if all(len(widths) < 2 for widths in (*kernels.values(), *values.values())):
         raise ConfigError(
             f"no tensor has a choice of widths on target {setting.target.name!r}",
             remedy="take a target that offers several widths, or leave out what fixes them",
         )
     return kernels, values
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """A tensor with its candidates, as `overwritten` takes it."""
+
+    name: str
+    role: Role
+    members: tuple[str, ...]
+    bits: tuple[int, ...]
+
+
+def _tensors(table: Mapping[str, tuple[int, ...]], role: Role) -> list[_Tensor]:
+    return [_Tensor(name, role, (name,), bits) for name, bits in table.items()]
 
 
 def setting_of(
@@ -101,11 +149,13 @@ def setting_of(
     options: MixedPrecisionConfig | Mapping[str, Any] | None,
     rules: Sequence[Rule],
     budget: Budget | None = None,
+    latency: LatencyTable | str | Path | None = None,
 ) -> Setting:
     """Resolve what was asked for, and see which tensors have a choice under a budget.
 
     Raises:
-        ConfigError: a wrong target, option or rule.
+        ConfigError: a wrong target, option or rule, or a limit of latency without times or the other way round.
+        FormatError: the file of times cannot be read.
     """
     expect(graph, Graph, "graph", "detent.capture")
     chip, asked = load_target(target), checked_rules(rules)
@@ -120,6 +170,7 @@ def setting_of(
         placement=placement,
         choices=resolve_rules(graph, placement, chip, config, asked),
         roles=_roles(budget),
+        latency=checked_latency(budget, latency),
     )
 
 
@@ -185,6 +236,22 @@ def _narrowed(setting: Setting, name: str, offered: Sequence[int], role: Role, u
     return found or (usual,)
 
 
+def check_times(setting: Setting, kernels: Mapping[str, Sequence[int]], values: Mapping[str, Sequence[int]]) -> None:
+    """Refuse a table of times that lacks widths which may be chosen, before anything is scored.
+
+    Raises:
+        ConfigError: it does, or is wrong in itself; names the layer.
+    """
+    if setting.latency is None:
+        return
+    slots = activation_slots(setting.graph, setting.placement)
+    for item in latencies(setting.graph, setting.placement, slots, setting.latency)[0]:
+        of_input = values.get(item.input or "", (FLOAT_BITS,))
+        for kernel_bits in kernels.get(item.kernel or "", (FLOAT_BITS,)):
+            for input_bits in of_input:
+                item.time(kernel_bits, input_bits)
+
+
 def mixed_passes(
     graph: Graph,
     target: str | Path | Target,
@@ -192,18 +259,16 @@ def mixed_passes(
     mixed_precision: MixedPrecisionConfig | None = None,
     rules: Sequence[Rule] = (),
     budget: Budget | None = None,
+    latency: LatencyTable | str | Path | None = None,
 ) -> FurtherPasses:
     """What reads the data again after calibration if widths are chosen under a budget, by the candidate widths.
 
     Raises:
-        ConfigError: as `candidate_widths`, or times are limited, of which nothing is known here.
+        ConfigError: as `candidate_widths` and `check_times`.
     """
-    if budget is not None and budget.latency is not None:
-        raise ConfigError(
-            "a limit of latency needs a table of measured times",
-            remedy="pass it to detent.choose_widths, and the widths found to detent.plan",
-        )
-    kernels, values = candidate_widths(graph, target, config, mixed_precision, rules, budget)
+    setting = setting_of(graph, target, config, mixed_precision, rules, budget, latency)
+    kernels, values = widths_in(setting)
+    check_times(setting, kernels, values)
     widths = {bits for found in kernels.values() for bits in found}
     few = min([*widths, *(bits for found in values.values() for bits in found)], default=FEW_BITS) < FEW_BITS
     return FurtherPasses(

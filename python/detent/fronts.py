@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from detent._registry import unknown_name
-from detent.candidate_widths import setting_of
 from detent.config import Budget, MixedPrecisionConfig, QuantizationConfig
 from detent.edit import Rule
 from detent.errors import ConfigError, InfeasibleBudgetError
 from detent.graph import Graph
+from detent.mixed_precision import LatencyTable
 from detent.mixing import distribute, prepare, readable_twice
-from detent.planning import plan
 from detent.quantized import QuantizedModel, assemble
 from detent.records.front import ParetoFront, ParetoPoint
 from detent.records.moments import InputMoments
 from detent.records.sensitivity import SensitivityTable
 from detent.records.statistics import Statistics
 from detent.records.widths import Widths
+from detent.scoring import Request
 from detent.targets import Target
 
 __all__ = ["pareto"]
@@ -41,7 +41,7 @@ def pareto(
     rules: Sequence[Rule] = (),
     moments: InputMoments | None = None,
     table: SensitivityTable | None = None,
-    latency: Any = None,
+    latency: LatencyTable | str | Path | None = None,
     progress: bool = True,
     **options: Any,
 ) -> ParetoFront:
@@ -60,7 +60,7 @@ def pareto(
         rules: what to decide otherwise for some tensors; a width they ask for is fixed.
         moments: what `detent.collect_moments` saw, for options that need it.
         table: scores of this graph, made by `score` with the same options; None makes them.
-        latency: measured times, for `resource="latency"`.
+        latency: measured times, or the path of a JSON file of them, for `resource="latency"`.
         progress: show progress on a terminal.
         **options: fields of `QuantizationConfig`.
 
@@ -72,10 +72,20 @@ def pareto(
     if isinstance(limits, str) or not limits:
         raise ConfigError("`limits` must be a list of one limit or more", remedy='give e.g. ["75%", "50%"]')
     budgets = [Budget(**{resource: limit}) for limit in limits]
-    settings = QuantizationConfig.resolve(config, options)
-    setting = setting_of(graph, target, settings, mixed_precision, rules, budgets[0])
-    data = readable_twice(setting, data)
-    scored = prepare(setting, stats, data, moments, table, latency, progress=progress)
+    request = Request.of(
+        graph,
+        stats,
+        target,
+        QuantizationConfig.resolve(config, options),
+        mixed_precision,
+        rules=rules,
+        moments=moments,
+        progress=progress,
+        budget=budgets[0],
+        latency=latency,
+    )
+    data = readable_twice(request, data)
+    scored = prepare(request, data, table)
     at_8_bits = scored.model.figures(8, 8)
     ordered = sorted(zip(budgets, limits, strict=True), key=lambda entry: -entry[0].limits(at_8_bits)[resource])
     points: list[ParetoPoint] = []
@@ -89,9 +99,6 @@ def pareto(
             continue
         start, measured = found.widths, None
         if evaluate is not None:
-            decided = plan(
-                graph, stats, target=target, config=settings, rules=rules, moments=moments, widths=found.widths
-            )
-            measured = float(evaluate(assemble(graph, decided)))
+            measured = float(evaluate(assemble(graph, request.plan(found.widths))))
         points.append(ParetoPoint(limit=limit, amount=found.use[resource], distribution=found, measured=measured))
     return ParetoFront(resource=resource, points=tuple(points), infeasible=infeasible)

@@ -10,20 +10,18 @@ from typing import Any
 
 from torch import nn
 
-from detent.candidate_widths import setting_of
 from detent.config import MixedPrecisionConfig, QuantizationConfig
 from detent.edit import Rule
 from detent.errors import ConfigError
 from detent.graph import Graph
 from detent.mixed_precision import assignment_of, widths_of
 from detent.mixing import Scored, prepare
-from detent.planning import plan
 from detent.quantized import QuantizedModel, assemble
 from detent.records.moments import InputMoments
-from detent.records.plan import QuantPlan
 from detent.records.sensitivity import SensitivityTable
 from detent.records.statistics import Statistics
 from detent.records.widths import Widths
+from detent.scoring import Request
 from detent.statistics import progress_bar
 from detent.targets import Target
 
@@ -112,12 +110,10 @@ def keep_accuracy(
     """
     _check(evaluate, tolerated_drop, raised_at_once)
     settings = QuantizationConfig.resolve(config, options)
-    setting = setting_of(graph, target, settings, mixed_precision, rules)
-    scored = prepare(setting, stats, data, moments, table, None, progress=progress)
-
-    def planned(widths: Widths) -> QuantPlan:
-        return plan(graph, stats, target=target, config=settings, rules=rules, moments=moments, widths=widths)
-
+    request = Request.of(
+        graph, stats, target, settings, mixed_precision, rules=rules, moments=moments, progress=progress
+    )
+    scored = prepare(request, data, table)
     least = _measured(evaluate, graph.module) - tolerated_drop
     steps = _raises(scored, start)
     trials: list[Trial] = []
@@ -126,7 +122,7 @@ def keep_accuracy(
         while True:
             names = tuple(step.words for step in steps[max(0, done - raised_at_once) : done])
             widths = widths_of(scored.table, steps.assignment(done), scored.settled)
-            trials.append(Trial(raised=names, metric=_measured(evaluate, assemble(graph, planned(widths)))))
+            trials.append(Trial(raised=names, metric=_measured(evaluate, assemble(graph, request.plan(widths)))))
             kept = trials[-1].metric >= least
             if kept or done >= len(steps):
                 break

@@ -1,4 +1,4 @@
-"""Mixed precision: scores of candidate widths, and their distribution under a budget. Comes before planning."""
+"""Mixed precision: the distribution of widths under a budget. Comes before planning."""
 
 from __future__ import annotations
 
@@ -9,27 +9,28 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from detent._arguments import expect, fingerprint_of
-from detent.candidate_widths import Setting, checked_budget, setting_of, widths_in
+from detent.candidate_widths import check_times, checked_budget, widths_in
 from detent.config import Budget, MixedPrecisionConfig, QuantizationConfig
 from detent.corrections import output_error
 from detent.corrections.output import Outputs, Stepped
 from detent.edit import Rule
-from detent.errors import ConfigError
+from detent.errors import ConfigError, InfeasibleBudgetError
 from detent.graph import Graph
 from detent.graph.placement import Placement
 from detent.mixed_precision import (
+    LatencyTable,
     Problem,
     ResourceModel,
     Solution,
     assignment_of,
     formulate,
+    overwritten,
     resource_model,
     resource_of,
     solve,
     widths_of,
+    without_others,
 )
-from detent.planning import plan
 from detent.quantized import assemble
 from detent.records.distribution import Distribution, Evaluated
 from detent.records.moments import InputMoments
@@ -37,49 +38,14 @@ from detent.records.plan import QuantPlan
 from detent.records.sensitivity import SensitivityTable
 from detent.records.statistics import Statistics
 from detent.records.widths import Widths
-from detent.sensitivity import Candidates, score_by_measuring, score_by_probes
-from detent.statistics import first_samples, progress_bar
+from detent.scoring import Request, candidate_plans, checked_table, make_table
+from detent.sensitivity import Candidates
+from detent.statistics import first_samples
 from detent.targets import Target
 
-__all__ = ["Scored", "choose_widths", "distribute", "prepare", "score"]
+__all__ = ["Scored", "choose_widths", "distribute", "prepare", "readable_twice"]
 
 Batches = Sequence[Sequence[Any]]
-
-
-def score(
-    graph: Graph,
-    stats: Statistics,
-    data: Any,
-    *,
-    target: str | Path | Target = "default",
-    config: QuantizationConfig | Mapping[str, Any] | None = None,
-    mixed_precision: MixedPrecisionConfig | Mapping[str, Any] | None = None,
-    rules: Sequence[Rule] = (),
-    moments: InputMoments | None = None,
-    progress: bool = True,
-    **options: Any,
-) -> SensitivityTable:
-    """Score every width that the target offers for every tensor: what it does to the outputs of the network.
-
-    Args:
-        graph: the captured network.
-        stats: what calibration saw of it.
-        data: calibration batches in any form `detent.calibrate` takes.
-        target: name of a built-in target or path of a target file.
-        config: options; single ones can be given by keyword and take precedence.
-        mixed_precision: options of scoring: samples, probes, loss, candidate widths.
-        rules: what to decide otherwise for some tensors; a width they ask for is the only candidate.
-        moments: what `detent.collect_moments` saw, for options that need it.
-        progress: show progress on a terminal.
-        **options: fields of `QuantizationConfig`.
-
-    Raises:
-        ConfigError: no tensor has a choice, no output carries a gradient, or as `detent.plan`.
-        CalibrationError: the data do not fit the model, or a gradient is not finite.
-    """
-    setting = setting_of(graph, target, QuantizationConfig.resolve(config, options), mixed_precision, rules)
-    plans = _candidate_plans(setting, stats, moments)
-    return _score(setting, plans, data, progress=progress)
 
 
 def choose_widths(
@@ -94,7 +60,7 @@ def choose_widths(
     rules: Sequence[Rule] = (),
     moments: InputMoments | None = None,
     table: SensitivityTable | None = None,
-    latency: Any = None,
+    latency: LatencyTable | str | Path | None = None,
     progress: bool = True,
     **options: Any,
 ) -> Distribution:
@@ -111,7 +77,7 @@ def choose_widths(
         rules: what to decide otherwise for some tensors; a width they ask for is fixed.
         moments: what `detent.collect_moments` saw, for options that need it.
         table: scores of this graph, made by `score` with the same options; None makes them.
-        latency: measured times, for a budget with `latency`.
+        latency: measured times, or the path of a JSON file of them, for a budget with `latency`.
         progress: show progress on a terminal.
         **options: fields of `QuantizationConfig`.
 
@@ -122,16 +88,25 @@ def choose_widths(
     limits = checked_budget(budget)
     if limits is None:
         raise ConfigError("there is no budget", remedy='give a limit, e.g. detent.Budget(weights="50%")')
-    setting = setting_of(graph, target, QuantizationConfig.resolve(config, options), mixed_precision, rules, limits)
-    if "latency" in limits.limited and latency is None:
-        raise ConfigError("latency is limited, but nothing is known about it", remedy="pass `latency`, measured times")
-    data = readable_twice(setting, data)
-    scored = prepare(setting, stats, data, moments, table, latency, progress=progress)
-    return distribute(scored, limits, data)
+    request = Request.of(
+        graph,
+        stats,
+        target,
+        QuantizationConfig.resolve(config, options),
+        mixed_precision,
+        rules=rules,
+        moments=moments,
+        progress=progress,
+        budget=limits,
+        latency=latency,
+    )
+    data = readable_twice(request, data)
+    return distribute(prepare(request, data, table), limits, data)
 
 
-def readable_twice(setting: Setting, data: Any) -> Any:
+def readable_twice(request: Request, data: Any) -> Any:
     """Data that scoring and evaluation can read one after the other: of a one-shot iterator, what these need."""
+    setting = request.setting
     return (
         first_samples(setting.graph, data, 2 * setting.options.samples, parts=1) if isinstance(data, Iterator) else data
     )
@@ -142,47 +117,59 @@ class Scored:
     """A network whose widths can be chosen under any budget.
 
     Args:
-        setting: what was asked for.
+        request: what was asked for.
         plans: in which tensors take their candidate widths in turn.
         table: the scores.
         model: what resources follow from.
         settled: widths of tensors without candidates.
+        overwritten: how many tensors with a choice the user gave a width.
         seconds: spent so far, by stage.
     """
 
-    setting: Setting
+    request: Request
     plans: Sequence[QuantPlan]
     table: SensitivityTable
     model: ResourceModel
     settled: Widths
+    overwritten: int
     seconds: Mapping[str, float]
 
 
-def prepare(
-    setting: Setting,
-    stats: Statistics,
-    data: Any,
-    moments: InputMoments | None,
-    table: SensitivityTable | None,
-    latency: Any,
-    *,
-    progress: bool,
-) -> Scored:
+def prepare(request: Request, data: Any, table: SensitivityTable | None) -> Scored:
     """Everything that does not depend on the budget's numbers.
 
+    Args:
+        request: what was asked for.
+        data: calibration batches, for scores.
+        table: scores made before; None makes them.
+
     Raises:
-        ConfigError: no tensor has a choice, or the scores are of another model, other tensors or other widths.
+        ConfigError: no tensor has a choice, an overwrite that does not fit, or the scores are of another model, other
+            tensors or other widths.
     """
-    clock = _Clock()
+    setting, clock = request.setting, _Clock()
+    check_times(setting, *widths_in(setting))
     with clock.stage("plans"):
-        plans = _candidate_plans(setting, stats, moments)
+        plans = candidate_plans(request)
+    given = setting.options.configuration_overwrite
+    if given is not None and table is None:
+        # A mistake should not cost a scoring.
+        overwritten(Candidates.of(setting.graph, setting.placement, plans).slots, given)
     with clock.stage("scores"):
-        table = _score(setting, plans, data, progress=progress) if table is None else _checked(table, setting, plans)
+        table = make_table(request, plans, data) if table is None else checked_table(table, setting, plans)
     model = resource_model(
-        setting.graph, setting.placement, setting.target, latency=latency, order=setting.options.order
+        setting.graph, setting.placement, setting.target, latency=setting.latency, order=setting.options.order
     )
-    settled = _settled(table, plans[0])
-    return Scored(setting=setting, plans=plans, table=table, model=model, settled=settled, seconds=clock.seconds)
+    chosen = [None] * len(table) if given is None else overwritten(table.tensors, given)
+    return Scored(
+        request=request,
+        plans=plans,
+        table=without_others(table, chosen),
+        model=model,
+        settled=_settled(table, plans[0]),
+        overwritten=sum(at is not None and len(one.bits) > 1 for one, at in zip(table, chosen, strict=True)),
+        seconds=clock.seconds,
+    )
 
 
 def distribute(scored: Scored, budget: Budget, data: Any, start: Widths | None = None) -> Distribution:
@@ -197,11 +184,15 @@ def distribute(scored: Scored, budget: Budget, data: Any, start: Widths | None =
     Raises:
         InfeasibleBudgetError: none fit.
     """
-    options, table, clock = scored.setting.options, scored.table, _Clock(dict(scored.seconds))
+    options, table, clock = scored.request.setting.options, scored.table, _Clock(dict(scored.seconds))
     with clock.stage("solver"):
         numbers = budget.limits(scored.model.figures(8, 8))
         problem = formulate(table, scored.model, numbers, scored.settled)
-        solutions = _solutions(problem, options, start=None if start is None else assignment_of(table, start))
+        begun = None if start is None else assignment_of(table, start)
+        try:
+            solutions = _solutions(problem, options, start=begun)
+        except InfeasibleBudgetError as error:
+            raise _explained(error, scored.overwritten) from None
     with clock.stage("evaluation"):
         evaluated = _evaluate(scored, data, solutions) if len(solutions) > 1 else []
     best, joint = solutions[evaluated[0][0] if evaluated else 0]
@@ -217,6 +208,21 @@ def distribute(scored: Scored, budget: Budget, data: Any, start: Widths | None =
         interactions=joint,
         evaluated=tuple(one for _, one in evaluated),
         seconds=clock.seconds,
+        overwritten=scored.overwritten,
+        remarks=tuple(note for note in scored.model.notes if note not in scored.model.network.notes),
+    )
+
+
+def _explained(error: InfeasibleBudgetError, overwritten: int) -> InfeasibleBudgetError:
+    """The error that also says how many widths were given."""
+    if not overwritten:
+        return error
+    return InfeasibleBudgetError(
+        f"{error.what}; the widths of {overwritten} tensors are those of `configuration_overwrite`",
+        needed=error.needed,
+        allowed=error.allowed,
+        where=error.where,
+        remedy="raise the limits named, or overwrite with narrower widths",
     )
 
 
@@ -246,72 +252,6 @@ def _solutions(
     return found
 
 
-def _candidate_plans(setting: Setting, stats: Statistics, moments: InputMoments | None) -> list[QuantPlan]:
-    """Plans in which the tensors take their candidate widths in turn, the widest first."""
-    fingerprint_of(setting.graph, stats)
-    kernels, values = widths_in(setting)
-    rounds = max(map(len, [*kernels.values(), *values.values()]))
-
-    def turn(table: Mapping[str, tuple[int, ...]], number: int) -> dict[str, int]:
-        return {name: widths[min(number, len(widths) - 1)] for name, widths in table.items()}
-
-    return [
-        plan(
-            setting.graph,
-            stats,
-            target=setting.named,
-            config=setting.config,
-            rules=setting.rules,
-            moments=moments,
-            widths=Widths(weights=turn(kernels, number), activations=turn(values, number)),
-        )
-        for number in range(rounds)
-    ]
-
-
-def _score(setting: Setting, plans: Sequence[QuantPlan], data: Any, *, progress: bool) -> SensitivityTable:
-    options = setting.options
-    graph, placement = setting.graph, setting.placement
-    batches = first_samples(graph, data, options.samples, parts=2)
-    with progress_bar("scoring widths", "batches", len(batches), wanted=progress) as show:
-        if options.scores == "measured":
-            return score_by_measuring(graph, placement, plans, batches, points="outputs", show=show)
-        return score_by_probes(
-            graph,
-            placement,
-            plans,
-            batches,
-            probes=options.probes,
-            loss=options.loss,
-            seed=options.seed,
-            show=show,
-        )
-
-
-def _checked(table: SensitivityTable, setting: Setting, plans: Sequence[QuantPlan]) -> SensitivityTable:
-    """A table that is given, with the candidates of these plans only."""
-    expect(table, SensitivityTable, "table", "detent.score")
-    if table.fingerprint != setting.graph.fingerprint():
-        raise ConfigError("the scores are of another model", remedy="score this model with detent.score")
-    wanted = {(slot.role, slot.name): slot for slot in Candidates.of(setting.graph, setting.placement, plans).slots}
-    kept = []
-    for tensor in table:
-        slot = wanted.pop((tensor.role, tensor.name), None)
-        places = [] if slot is None else [place for place, bits in enumerate(tensor.bits) if bits in slot.bits]
-        if slot is None or slot.members != tensor.members or not places:
-            raise _of_others(tensor.name)
-        parts = {part: getattr(tensor, part)[places] for part in ("scores", "errors", "factors")}
-        kept.append(replace(tensor, bits=tuple(tensor.bits[place] for place in places), **parts))
-    if wanted:
-        raise _of_others(next(iter(wanted.values())).name)
-    return replace(table, tensors=tuple(kept))
-
-
-def _of_others(name: str) -> ConfigError:
-    remedy = "score with the same target, rules and options"
-    return ConfigError("the scores are of other tensors or widths", where=name, remedy=remedy)
-
-
 def _settled(table: SensitivityTable, widest: QuantPlan) -> Widths:
     """Widths of the tensors without candidates: those of the first plan."""
     known = {(tensor.role, member) for tensor in table for member in tensor.members}
@@ -330,7 +270,8 @@ def _settled(table: SensitivityTable, widest: QuantPlan) -> Widths:
 
 def _evaluate(scored: Scored, data: Any, solutions: Sequence[tuple[Solution, bool]]) -> list[tuple[int, Evaluated]]:
     """Run distributions on samples behind those that were scored, the best first, with their place."""
-    graph, samples = scored.setting.graph, scored.setting.options.samples
+    setting = scored.request.setting
+    graph, samples = setting.graph, setting.options.samples
     # Twice as many are read, so that half of them were not scored; all of them if there are no more.
     batches = first_samples(graph, data, 2 * samples, parts=2)
     held_out = batches[len(batches) // 2 :]
@@ -338,7 +279,7 @@ def _evaluate(scored: Scored, data: Any, solutions: Sequence[tuple[Solution, boo
     found = []
     for place, (solution, _) in enumerate(solutions):
         widths = widths_of(scored.table, solution.assignment, scored.settled)
-        module = assemble(graph, _composed(scored.setting.placement, scored.plans, widths)).graph_module
+        module = assemble(graph, _composed(setting.placement, scored.plans, widths)).graph_module
         stepped = Stepped(module)
         error = output_error([(ours, stepped.outputs(batch)) for ours, batch in zip(wanted, held_out, strict=True)])
         found.append((place, Evaluated(widths=widths, predicted=solution.objective, measured=error)))

@@ -14,7 +14,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from detent._arguments import expect, reference_of
-from detent.candidate_widths import checked_budget, mixed_passes
+from detent.candidate_widths import checked_budget, checked_latency, mixed_passes
 from detent.config import Budget, MixedPrecisionConfig, Preprocessing, QuantizationConfig, resolve_preprocessing
 from detent.config.quantization import FEW_BITS
 from detent.correcting import correct_as_asked, correct_biases
@@ -25,13 +25,15 @@ from detent.graph import Graph
 from detent.graph import capture as capture_graph
 from detent.graph.example import normalize_example
 from detent.keeping_accuracy import keep_accuracy
-from detent.mixing import choose_widths, score
+from detent.mixed_precision import LatencyTable
+from detent.mixing import choose_widths
 from detent.planning import FurtherPasses, further_passes, plan, revise, values_to_observe
 from detent.quantized import QuantizedModel, assemble
 from detent.records.moving import momentum_to_calibrate
 from detent.records.plan import QuantPlan
 from detent.records.rules import checked_rules
 from detent.records.statistics import Statistics
+from detent.scoring import score
 from detent.statistics import Keeping, calibrate, collect_moments, first_batch
 from detent.statistics.observation import observed_values
 from detent.targets import Target, load_target
@@ -60,6 +62,7 @@ __all__ = [
     "calibrate_for_rewrites",
     "capture",
     "checked_budget",
+    "checked_latency",
     "choose_widths",
     "collect_moments",
     "correct_biases",
@@ -209,6 +212,7 @@ def quantize(
     rules: Sequence[Rule] = (),
     budget: Budget | Mapping[str, Any] | None = None,
     mixed_precision: MixedPrecisionConfig | Mapping[str, Any] | None = None,
+    latency: LatencyTable | str | Path | None = None,
     progress: bool = True,
     **options: Any,
 ) -> QuantizedModel:
@@ -226,6 +230,7 @@ def quantize(
         budget: limits on memory or operations; every tensor then gets one of the widths the target offers, so that the
             outputs lose least. None takes one width for all.
         mixed_precision: how widths are scored and chosen under a budget.
+        latency: measured times, or the path of a JSON file of them, for a budget with `latency`.
         progress: show progress on a terminal.
         **options: fields of `QuantizationConfig`.
 
@@ -240,6 +245,7 @@ def quantize(
     limits = checked_budget(budget)
     if limits is None and mixed_precision is not None:
         raise ConfigError("`mixed_precision` is for a budget, and there is none", remedy="give `budget`")
+    times = checked_latency(limits, latency)
     records = resolve_preprocessing(preprocessing)
     if isinstance(model, Graph):
         if records:
@@ -255,7 +261,7 @@ def quantize(
         seen = calibrate_for_rewrites(graph, data, settings, progress=progress)
         graph = transform(graph, seen, target=target, config=settings)
     mixed = None if limits is None else MixedPrecisionConfig.resolve(mixed_precision)
-    passes = passes_over_data(graph, target, settings, rules, limits, mixed)
+    passes = passes_over_data(graph, target, settings, rules, limits, mixed, times)
     kept = settings.samples_kept(moments=passes.moments, sequential=passes.sequential)
     kept = max(kept, 0 if mixed is None else 2 * mixed.samples)
     if kept and isinstance(data, Iterator):
@@ -276,6 +282,7 @@ def quantize(
         rules=rules,
         budget=limits,
         mixed_precision=mixed,
+        latency=times,
         progress=progress,
     )
     return apply(graph, decided)
@@ -288,14 +295,18 @@ def passes_over_data(
     rules: Sequence[Rule],
     budget: Budget | None,
     mixed_precision: MixedPrecisionConfig | None,
+    latency: LatencyTable | str | Path | None = None,
 ) -> FurtherPasses:
     """What reads the data again after calibration, with or without a budget under which widths are chosen.
 
     Raises:
-        ConfigError: what the target does not offer, before any data are read.
+        ConfigError: what the target does not offer, or times that are missing, before any data are read.
     """
     passes = further_passes(graph, target, config, rules)
-    return passes if budget is None else mixed_passes(graph, target, config, mixed_precision, rules, budget)
+    if budget is None:
+        checked_latency(None, latency)
+        return passes
+    return mixed_passes(graph, target, config, mixed_precision, rules, budget, latency)
 
 
 def decide(
@@ -309,6 +320,7 @@ def decide(
     rules: Sequence[Rule] = (),
     budget: Budget | None = None,
     mixed_precision: MixedPrecisionConfig | None = None,
+    latency: LatencyTable | str | Path | None = None,
     progress: bool = True,
 ) -> QuantPlan:
     """From statistics to the finished plan: moments, widths under a budget, grids, corrections on data.
@@ -323,6 +335,7 @@ def decide(
         rules: what to decide otherwise for some tensors.
         budget: limits on what the network needs; None takes one width for all.
         mixed_precision: how widths are chosen under a budget.
+        latency: measured times, or the path of a JSON file of them, for a budget with `latency`.
         progress: show progress on a terminal.
 
     Raises:
@@ -342,10 +355,11 @@ def decide(
             mixed_precision=mixed_precision,
             rules=rules,
             moments=moments,
+            latency=latency,
             progress=progress,
         )
         decided = plan(graph, stats, target=target, config=config, rules=rules, moments=moments, widths=found.widths)
-        decided = replace(decided, notes=(*decided.notes, found.note()))
+        decided = replace(decided, notes=(*decided.notes, *found.notes()))
     few = budget is None or decided.widths.least < FEW_BITS or config.bias_correction == "sequential"
     if passes.sequential and few:
         decided = correct_as_asked(graph, decided, data, config, progress=progress)

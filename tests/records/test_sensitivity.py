@@ -141,12 +141,13 @@ def test_factors_of_one_table_are_along_the_same_directions() -> None:
 def test_printing_shows_all_candidates() -> None:
     lines = str(table()).splitlines()
     assert lines[0] == "SensitivityTable(3 tensors by probes of outputs, 3 samples, 2 probes)" == repr(table())
-    assert lines[1].split() == ["tensor", "role", "16", "bits", "8", "bits", "4", "bits", "2", "bits"]
+    assert lines[1].split() == ["tensor", "role", "number", "16", "bits", "8", "bits", "4", "bits", "2", "bits"]
     assert lines[2].split()[:2] == ["conv", "weights"]
-    assert len(lines[2].split()) == 5
+    assert lines[2].split()[2] == "0"
+    assert len(lines[2].split()) == 6
     assert len(lines[4].split()) == 3
     assert not any(line.endswith(" ") for line in lines)
-    assert str(table(tensors=())).splitlines()[1].split() == ["tensor", "role"]
+    assert str(table(tensors=())).splitlines()[1].split() == ["tensor", "role", "number"]
 
 
 def test_every_damaged_file_is_refused(saved: Path, tmp_path: Path) -> None:

@@ -71,13 +71,15 @@ def test_a_distribution_shows_itself() -> None:
         interactions=True,
         evaluated=(Evaluated(widths=SOME, predicted=0.0123456, measured=0.02),),
     )
-    assert found.note() == (
-        "mixed precision: weights 990 of 1000; predicted relative error of the outputs 0.0123, "
-        "within 0.19 of the best possible"
+    assert found.notes() == (
+        "mixed precision: weights 990 of 1000 (binding)",
+        "mixed precision: predicted relative error of the outputs 0.0123 with interactions, bound 0.01, gap 0.19",
+        "mixed precision: kernels 1x4 1x2, activations 1x4",
+        "mixed precision: the best of 1 run on held-out samples: measured error 0.02",
     )
     lines = str(found).splitlines()
-    assert lines[0] == found.note()
-    assert [line.split() for line in lines[1:]] == [
+    assert tuple(lines[:4]) == found.notes()
+    assert [line.split() for line in lines[4:]] == [
         ["tensor", "role", "bits"],
         ["twice", "weights", "4"],
         ["head", "weights", "2"],

@@ -52,6 +52,7 @@ def quantize(
         list[str] | None,
         typer.Option(help="Limit of a resource, e.g. weights=50% or bit_operations='3 GBOPs'; may be given again."),
     ] = None,
+    latency: Annotated[Path | None, typer.Option(help="JSON list of measured times, for --budget latency=...")] = None,
     preprocessing: Annotated[
         Path | None, typer.Option(help="JSON with the fields of detent.Preprocessing; the data are raw then.")
     ] = None,
@@ -94,6 +95,7 @@ def quantize(
         rules=rules,
         preprocessing=preprocessing,
         budget=_budget(budget),
+        latency=latency,
         resume=resume,
         batch_size=batch_size,
         export=Export(inputs=input_dtype, outputs=output_dtype) if onnx else None,

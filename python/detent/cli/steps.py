@@ -16,7 +16,7 @@ from detent._validation import parse_json
 from detent.config import Preprocessing, QuantizationConfig, resolve_preprocessing
 from detent.errors import FormatError
 from detent.exporters import check_io_type
-from detent.pipeline import calibrate_for_rewrites, checked_budget, decide, passes_over_data
+from detent.pipeline import calibrate_for_rewrites, checked_budget, checked_latency, decide, passes_over_data
 from detent.records.files import read_text
 from detent.records.moving import momentum_to_calibrate
 from detent.statistics import first_batch
@@ -51,6 +51,7 @@ def quantize_to_folder(
     rules: Path | None,
     preprocessing: Path | None,
     budget: Mapping[str, Any] | None,
+    latency: Path | None,
     resume: bool,
     batch_size: int,
     export: Export | None,
@@ -69,6 +70,7 @@ def quantize_to_folder(
     config.refuse_hessians()
     records = _read_preprocessing(preprocessing)
     limits = checked_budget(budget)
+    times = checked_latency(limits, latency)
     if export is not None:
         check_io_type(export.inputs, "input")
         check_io_type(export.outputs, "output")
@@ -81,7 +83,7 @@ def quantize_to_folder(
         with _step(console, "transform"):
             first = calibrate_for_rewrites(graph, data, config, progress=console.is_terminal)
             graph = detent.transform(graph, first, target=target, config=config)
-    passes = passes_over_data(graph, target, config, asked, limits, None)
+    passes = passes_over_data(graph, target, config, asked, limits, None, times)
     partial = out / "calibration.partial"
     if not resume:
         partial.unlink(missing_ok=True)
@@ -109,6 +111,7 @@ def quantize_to_folder(
             config=config,
             rules=asked,
             budget=limits,
+            latency=times,
             progress=console.is_terminal,
         )
         plan.save(out / "plan.json")

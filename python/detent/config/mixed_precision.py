@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from detent._validation import FrozenModel, config_error
 from detent.errors import ConfigError
@@ -33,6 +33,9 @@ class MixedPrecisionConfig(FrozenModel):
         weights_widths: candidate widths of kernels; None takes all that the target offers.
         activation_widths: candidate widths of activations; None takes all that the target offers.
         widths: candidate widths of single tensors, by layer or value; one width fixes it.
+        configuration_overwrite: widths in place of the solver's: the index of the candidate of each tensor with a
+            choice, 0 for the widest, in the order in which `detent.score` numbers them; or widths by name, of layers
+            for kernels and of values for activations, with the others left to the solver.
         order: operations run in the order of the graph, or in the one that needs the least memory.
         gap: how far, relatively, the solution may be from the best one.
         time_limit_s: the solver's time.
@@ -51,10 +54,23 @@ class MixedPrecisionConfig(FrozenModel):
     weights_widths: tuple[Width, ...] | None = None
     activation_widths: tuple[Width, ...] | None = None
     widths: Mapping[str, tuple[Width, ...]] = Field(default_factory=dict)
+    configuration_overwrite: tuple[int, ...] | Mapping[str, Width] | None = None
     order: Literal["captured", "best"] = "captured"
     gap: Annotated[float, Field(ge=0, lt=1)] = 1e-4
     time_limit_s: Annotated[float, Field(gt=0)] = 60.0
     seed: Annotated[int, Field(ge=0)] = 0
+
+    @field_validator("configuration_overwrite", mode="before")
+    @classmethod
+    def _indices_or_widths(cls, value: Any) -> Any:
+        if value is None or isinstance(value, Mapping):
+            wrong = [f"{name!r}: {bits!r}" for name, bits in (value or {}).items() if not _is_width(name, bits)]
+            if wrong:
+                raise ConfigError(f"names with widths in 1..16 are needed, got {wrong[0]}")
+            return value
+        if isinstance(value, str) or not isinstance(value, Sequence) or not all(type(one) is int for one in value):
+            raise ConfigError(f"a list of candidate indices, or widths by name are needed, got {value!r}")
+        return tuple(value)
 
     def __init__(self, **options: Any) -> None:
         try:
@@ -78,3 +94,7 @@ class MixedPrecisionConfig(FrozenModel):
         raise ConfigError(
             f"`mixed_precision` must be a MixedPrecisionConfig or a mapping of its options, got {type(config).__name__}"
         )
+
+
+def _is_width(name: object, bits: object) -> bool:
+    return isinstance(name, str) and type(bits) is int and 1 <= bits <= 16

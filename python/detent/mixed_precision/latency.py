@@ -1,19 +1,26 @@
-"""Measured times: a user's table of what layers take at given code widths."""
+"""Measured times: a user's table of what layers take at given code widths, given as a mapping or as a JSON file.
+
+The file is a list with an object for each time, `{"layer": "conv2d", "kernel_bits": 8, "input_bits": 8, "time": 2e-4}`;
+`kernel_bits` is left out or null for an operation without a kernel.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from detent._registry import unknown_name
+from detent._validation import FrozenModel, parse_json, validate
 from detent.errors import ConfigError
 from detent.graph.graph import Graph, GraphNode
 from detent.graph.placement import Placement
 from detent.graph.roles import OPS
 from detent.mixed_precision.slots import FLOAT_BITS, Slots
+from detent.records.files import read_text
 
-__all__ = ["LatencyTable", "LayerLatency", "WidthPair", "latencies"]
+__all__ = ["LatencyTable", "LayerLatency", "WidthPair", "latencies", "latency_table"]
 
 WidthPair = tuple[int | None, int]
 """Width of the kernel, None for an operation without one, and of the first input; 32 stands for float."""
@@ -54,6 +61,40 @@ class LayerLatency:
                 remedy=f"add one; it has {known}",
             )
         return self.times[widths]
+
+
+class _Entry(FrozenModel):
+    """A line of a file; the values are checked as those of a mapping are."""
+
+    layer: str
+    kernel_bits: int | None = None
+    input_bits: int
+    time: float
+
+
+def latency_table(given: LatencyTable | str | Path) -> LatencyTable:
+    """The table that is given, or that of the JSON file whose path is.
+
+    Raises:
+        ConfigError: the file holds something else than a list of times, or two for the same layer and widths.
+        FormatError: the file cannot be read, or is no JSON.
+    """
+    if not isinstance(given, str | Path):
+        return given
+    where = str(given)
+    remedy = 'write a list of {"layer": "conv2d", "kernel_bits": 8, "input_bits": 8, "time": 2e-4}'
+    data = parse_json(read_text(Path(given)), where, remedy=remedy)
+    if not isinstance(data, list):
+        raise ConfigError(f"a file of times is a list, got a {type(data).__name__}", where=where, remedy=remedy)
+    table: dict[tuple[str, int | None, int], float] = {}
+    for number, line in enumerate(data, 1):
+        place = f"{where}: time {number}"
+        entry = validate(_Entry, line, where=place)
+        key = (entry.layer, entry.kernel_bits, entry.input_bits)
+        if key in table:
+            raise ConfigError(f"there is a time for {key} already", where=place, remedy="leave one of them out")
+        table[key] = entry.time
+    return table
 
 
 def latencies(

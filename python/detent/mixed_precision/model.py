@@ -18,7 +18,7 @@ from detent.graph.graph import Graph
 from detent.graph.placement import Placement
 from detent.graph.policy import place_as_asked
 from detent.mixed_precision.figures import Resources
-from detent.mixed_precision.latency import LatencyTable, LayerLatency, latencies
+from detent.mixed_precision.latency import LatencyTable, LayerLatency, latencies, latency_table
 from detent.mixed_precision.macs import Product, products
 from detent.mixed_precision.max_cut import Cut, cuts
 from detent.mixed_precision.memory import MemoryNetwork, memory_network
@@ -162,7 +162,7 @@ def resource_model(
     placement: Placement,
     target: Target,
     *,
-    latency: LatencyTable | None = None,
+    latency: LatencyTable | str | Path | None = None,
     order: Literal["captured", "best"] = "captured",
     in_place: bool = True,
     count_steps: bool = False,
@@ -173,7 +173,7 @@ def resource_model(
         graph: the captured network.
         placement: where its grids go on the target.
         target: the target.
-        latency: measured times, see `LatencyTable`.
+        latency: measured times, see `LatencyTable`, or the path of a JSON file of them.
         order: operations run in the order of the graph, or in the one that needs the least memory at 8 bits.
         in_place: operators that work element by element may write over an operand that nothing reads later.
         count_steps: whether the float32 steps of kernels count.
@@ -185,7 +185,7 @@ def resource_model(
         raise unknown_name("order", order, ("captured", "best"))
     slots = activation_slots(graph, placement)
     network = memory_network(graph, placement, slots, in_place=in_place)
-    found, notes = ((), []) if latency is None else latencies(graph, placement, slots, latency)
+    found, notes = ((), []) if latency is None else latencies(graph, placement, slots, latency_table(latency))
     return ResourceModel(
         target=target.name,
         kernels=kernel_memories(graph, placement, target, count_steps=count_steps),
@@ -208,7 +208,7 @@ def resources(
     plan: QuantPlan | None = None,
     weights_bits: int | None = None,
     activation_bits: int | None = None,
-    latency: LatencyTable | None = None,
+    latency: LatencyTable | str | Path | None = None,
     order: Literal["captured", "best"] = "captured",
 ) -> Resources:
     """What a network needs in memory, bit operations and time: under a plan, or with one width for all.
@@ -219,7 +219,7 @@ def resources(
         plan: whose widths count; tensors it keeps in float count 32 bits.
         weights_bits: width of all kernels without a plan; None takes the target's first.
         activation_bits: width of all activations without a plan; None takes the target's first.
-        latency: measured times, see `detent.mixed_precision.latency.LatencyTable`.
+        latency: measured times, or the path of a JSON file of them (`detent.mixed_precision.latency`).
         order: operations run in the order of the graph, or in the one that needs the least memory at 8 bits.
 
     Raises:
@@ -251,7 +251,7 @@ def _of_plan(
     target: str | Path | Target,
     plan: QuantPlan,
     widths: tuple[int | None, int | None],
-    latency: LatencyTable | None,
+    latency: LatencyTable | str | Path | None,
     order: Literal["captured", "best"],
 ) -> Resources:
     if not isinstance(plan, QuantPlan):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from detent.records.widths import Widths
@@ -40,6 +41,8 @@ class Distribution:
         interactions: whether the objective knows how errors add up or cancel.
         evaluated: the distributions that were run, the best first; empty if none was.
         seconds: by stage.
+        overwritten: how many tensors with a choice have the width that `configuration_overwrite` gives them.
+        remarks: non-fatal facts about what was limited, e.g. layers that a table of times leaves out.
     """
 
     widths: Widths
@@ -52,12 +55,35 @@ class Distribution:
     interactions: bool
     evaluated: tuple[Evaluated, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
+    overwritten: int = 0
+    remarks: tuple[str, ...] = ()
 
-    def note(self) -> str:
-        """One line for the notes of a plan."""
-        used = ", ".join(f"{name} {self.use[name]:.6g} of {limit:.6g}" for name, limit in self.limits.items())
-        gap = f"within {self.gap:.2g} of the best possible" if self.gap > 0 else "the best possible"
-        return f"mixed precision: {used}; predicted relative error of the outputs {self.objective:.3g}, {gap}"
+    def notes(self) -> tuple[str, ...]:
+        """What a plan and the summary of its model say: limits and use, error and bound, widths, what was run."""
+        lines = [self._amounts(), self._error(), self._histogram()]
+        if self.evaluated:
+            first, *others = (f"{one.measured:.3g}" for one in self.evaluated)
+            more = f", the others {', '.join(others)}" if others else ""
+            lines.append(f"the best of {len(self.evaluated)} run on held-out samples: measured error {first}{more}")
+        if self.overwritten:
+            lines.append(f"the widths of {self.overwritten} tensors are those of `configuration_overwrite`")
+        return tuple(f"mixed precision: {line}" for line in (*lines, *self.remarks))
+
+    def _amounts(self) -> str:
+        used = (
+            f"{name} {self.use[name]:.6g} of {limit:.6g}{' (binding)' if name in self.binding else ''}"
+            for name, limit in self.limits.items()
+        )
+        return ", ".join(used)
+
+    def _error(self) -> str:
+        kind = "with interactions" if self.interactions else "without interactions"
+        gap = f"bound {self.bound:.3g}, gap {self.gap:.2g}" if self.gap > 0 else "the least possible"
+        return f"predicted relative error of the outputs {self.objective:.3g} {kind}, {gap}"
+
+    def _histogram(self) -> str:
+        tables = (("kernels", self.widths.weights), ("activations", self.widths.activations))
+        return ", ".join(f"{what} {_counted(table.values())}" for what, table in tables if table)
 
     def __str__(self) -> str:
         rows = [("tensor", "role", "bits")]
@@ -65,4 +91,9 @@ class Distribution:
         rows += [(name, "activations", str(bits)) for name, bits in self.widths.activations.items()]
         sizes = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(cell.ljust(size) for cell, size in zip(row, sizes, strict=True)).rstrip() for row in rows]
-        return "\n".join([self.note(), *lines])
+        return "\n".join([*self.notes(), *lines])
+
+
+def _counted(widths: Iterable[int]) -> str:
+    """How many have each width, the widest first."""
+    return " ".join(f"{count}x{bits}" for bits, count in sorted(Counter(widths).items(), reverse=True))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
@@ -72,6 +73,12 @@ class TensorSensitivity:
             known = ", ".join(map(str, self.bits))
             raise ConfigError(f"{bits} bits were not scored; candidates are {known}", where=self.name)
         return float(self.scores[self.bits.index(bits)])
+
+    def narrowed(self, places: Sequence[int]) -> TensorSensitivity:
+        """The same with the candidates at these places only, in their order."""
+        chosen = list(places)
+        parts = {part: getattr(self, part)[chosen] for part in ("scores", "errors", "factors")}
+        return replace(self, bits=tuple(self.bits[place] for place in chosen), **parts)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -174,10 +181,12 @@ class SensitivityTable:
 
     def __str__(self) -> str:
         widths = sorted({bits for one in self.tensors for bits in one.bits}, reverse=True)
-        rows = [("tensor", "role", *(f"{bits} bits" for bits in widths))]
+        rows = [("tensor", "role", "number", *(f"{bits} bits" for bits in widths))]
+        numbers = count()
         for one in self.tensors:
             cells = (f"{one.score(bits):.3g}" if bits in one.bits else "" for bits in widths)
-            rows.append((one.name, one.role, *cells))
+            # Those with a choice are numbered as `configuration_overwrite` lists them.
+            rows.append((one.name, one.role, str(next(numbers)) if len(one.bits) > 1 else "", *cells))
         sizes = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(cell.ljust(size) for cell, size in zip(row, sizes, strict=True)).rstrip() for row in rows]
         return "\n".join([repr(self), *lines])
