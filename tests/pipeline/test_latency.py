@@ -71,7 +71,7 @@ def test_what_the_table_leaves_out_is_in_the_notes() -> None:
         ("{", FormatError, "not valid JSON"),
         ("{}", ConfigError, "is a list, got a dict"),
         ('[{"layer": "conv2d", "input_bits": 8}]', ConfigError, "'time' is missing"),
-        ('[{"layer": "conv2d", "kernel_bit": 8, "input_bits": 8, "time": 1}]', ConfigError, "did you mean 'kernel_bits'"),
+        ('[{"layer": "conv2d", "kernels": 8, "input_bits": 8, "time": 1}]', ConfigError, "unknown key 'kernels'"),
         ('[{"layer": "conv2d", "kernel_bits": "8", "input_bits": 8, "time": 1}]', ConfigError, "kernel_bits"),
         ('[{"layer": "convv2d", "kernel_bits": 8, "input_bits": 8, "time": 1}]', ConfigError, "did you mean 'conv2d'"),
         ('[{"layer": "add", "input_bits": 8, "time": 1}, {"layer": "add", "input_bits": 8, "time": 2}]', ConfigError,
