@@ -28,6 +28,7 @@ from detent.planning import FurtherPasses
 from detent.records.choices import Choices
 from detent.records.rules import checked_rules
 from detent.records.sensitivity import Role
+from detent.sensitivity import points_of_interest
 from detent.targets import Target, load_target
 from detent.thresholds.forms import for_kernel, form_of_kernel
 
@@ -106,17 +107,20 @@ def candidate_widths(
     A budget that limits the memory of weights alone leaves activations their usual width, and the other way round.
 
     Raises:
-        ConfigError: a width that the target does not offer, a tensor that does not exist, or none that has a choice.
+        ConfigError: a width that the target does not offer, a tensor or point that does not exist, or no tensor has a
+            choice.
     """
     return widths_in(setting_of(graph, target, config, mixed_precision, rules, budget))
 
 
 def widths_in(setting: Setting) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
-    """As `candidate_widths`."""
+    """As `candidate_widths`; what the options name is looked up too."""
     kernels, values = _kernel_widths(setting), _activation_widths(setting)
     for name in setting.options.widths:
         if name not in kernels and name not in values:
             raise unknown_name("tensor in `widths`", name, [*kernels, *values])
+    if setting.options.scores == "measured":
+        points_of_interest(setting.graph, **setting.options.measuring)
     given = setting.options.configuration_overwrite
     if isinstance(given, Mapping):
         overwritten([*_tensors(kernels, "weights"), *_tensors(values, "activations")], given)

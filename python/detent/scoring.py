@@ -148,7 +148,7 @@ def make_table(request: Request, plans: Sequence[QuantPlan], data: Any) -> Sensi
     batches = first_samples(graph, data, options.samples, parts=2)
     with progress_bar("scoring widths", "batches", len(batches), wanted=request.progress) as show:
         if options.scores == "measured":
-            return score_by_measuring(graph, placement, plans, batches, points="outputs", show=show)
+            return score_by_measuring(graph, placement, plans, batches, **options.measuring, show=show)
         return score_by_probes(
             graph,
             placement,

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from detent._validation import FrozenModel, config_error
 from detent.errors import ConfigError
 
-__all__ = ["MixedPrecisionConfig"]
+__all__ = ["Distance", "MixedPrecisionConfig", "Weighting"]
 
 Width = Annotated[int, Field(ge=1, le=16)]
+Distance = Literal["mse", "kl", "cosine"]
+Weighting = Literal["average", "last_layer", "exponential", "hessian"]
+
+_MEASURED: Final = "give a `metric` that compares predictions, or take probes"
+_PROBED: Final = 'set scores="measured", or leave it out: probes look at the outputs alone'
 
 
 class MixedPrecisionConfig(FrozenModel):
@@ -26,6 +31,17 @@ class MixedPrecisionConfig(FrozenModel):
         probes: directions of the outputs for each sample; each costs a backward pass.
         loss: what a score counts: `"outputs"`, the squared change of the outputs relative to their energy, or
             `"fisher"`, the divergence of a classifier's prediction (outputs are logits).
+        points: what measured scores compare: the `"outputs"` alone, or besides them values on the way, the points of
+            interest: the `"usual"` ones (of convolutions, linear layers, sigmoids, softmaxes, sums, concatenations), or
+            those named.
+        weighting: how much each point counts: all alike (`"average"`); the last alone (`"last_layer"`), for networks
+            whose last layers matter most; by its distance d, 1 - exp(-d / 0.1) (`"exponential"`); or by
+            `point_weights` (`"hessian"`).
+        point_weights: of all points by name, for `"hessian"`, whatever they come from.
+        distances: how points are compared by the name or kind of their operation: `"mse"`, `"kl"`, `"cosine"`; None
+            takes `"kl"` for softmaxes, `"cosine"` for sigmoids and linear layers, and `"mse"` for all else.
+        metric: compares all values instead: takes the float value and the changed one of a batch, returns a number
+            from 0.
         interactions: the objective knows how errors of different tensors add up or cancel; without them scores are
             added up.
         evaluated: how many of the best distributions are run on held-out samples, the best of which is taken; 0 or 1
@@ -49,6 +65,11 @@ class MixedPrecisionConfig(FrozenModel):
     samples: Annotated[int, Field(ge=1)] = 32
     probes: Annotated[int, Field(ge=1)] = 8
     loss: Literal["outputs", "fisher"] = "outputs"
+    points: Literal["outputs", "usual"] | tuple[str, ...] = "outputs"
+    weighting: Weighting = "average"
+    point_weights: Mapping[str, float] | None = None
+    distances: Mapping[str, Distance] | None = None
+    metric: Callable[..., Any] | None = None
     interactions: bool = True
     evaluated: Annotated[int, Field(ge=0)] = 4
     weights_widths: tuple[Width, ...] | None = None
@@ -59,6 +80,29 @@ class MixedPrecisionConfig(FrozenModel):
     gap: Annotated[float, Field(ge=0, lt=1)] = 1e-4
     time_limit_s: Annotated[float, Field(gt=0)] = 60.0
     seed: Annotated[int, Field(ge=0)] = 0
+
+    @field_validator("points", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            if value not in ("outputs", "usual"):
+                raise ConfigError(f'"outputs", "usual" or a list of names of values is needed, got {value!r}')
+            return value
+        if not isinstance(value, Sequence) or not value or not all(isinstance(name, str) for name in value):
+            raise ConfigError(f'"outputs", "usual" or a list of names of values is needed, got {value!r}')
+        return tuple(value)
+
+    @model_validator(mode="after")
+    def _options_fit_the_scores(self) -> MixedPrecisionConfig:
+        if self.scores == "measured":
+            if self.loss != "outputs":
+                raise ConfigError(f"`loss={self.loss!r}` is for probes, and scores are measured", remedy=_MEASURED)
+            return self
+        default = type(self).model_fields
+        for name in ("points", "weighting", "point_weights", "distances", "metric"):
+            if getattr(self, name) != default[name].default:
+                raise ConfigError(f"`{name}` is for measured scores, and these are probed", remedy=_PROBED)
+        return self
 
     @field_validator("configuration_overwrite", mode="before")
     @classmethod
@@ -77,6 +121,17 @@ class MixedPrecisionConfig(FrozenModel):
             super().__init__(**options)
         except ValidationError as error:
             raise config_error(error, type(self)) from None
+
+    @property
+    def measuring(self) -> dict[str, Any]:
+        """What measured scores look at, as the arguments of `score_by_measuring`."""
+        return {
+            "points": None if self.points == "usual" else self.points,
+            "distances": self.distances,
+            "metric": self.metric,
+            "weighting": self.weighting,
+            "weights": self.point_weights,
+        }
 
     @classmethod
     def resolve(cls, config: MixedPrecisionConfig | Mapping[str, Any] | None) -> MixedPrecisionConfig:

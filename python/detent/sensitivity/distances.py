@@ -9,22 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from numbers import Real
-from typing import Final, Literal, get_args
+from typing import Final, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from detent._registry import unknown_name
+from detent.config.mixed_precision import Distance
 from detent.errors import ConfigError
 from detent.graph import GraphNode
-from detent.graph.roles import argument
+from detent.graph.roles import OPS, argument
 from detent.kernels.comparison import distances as squared_distances
 from detent.kernels.perturbation import dots
 
-__all__ = ["USUAL_DISTANCES", "Distance", "Metric", "Yardstick", "checked_distances", "yardstick"]
+__all__ = ["USUAL_DISTANCES", "Metric", "Yardstick", "checked_distances", "yardstick"]
 
-Distance = Literal["mse", "kl", "cosine"]
 Metric = Callable[[torch.Tensor, torch.Tensor], float]
 """From a value of the float network and its changed form, for a whole batch, to how far they are apart."""
 
@@ -115,10 +115,14 @@ def checked_distances(distances: Mapping[str, Distance] | None) -> Mapping[str, 
     """The distances to use by name or kind of operation.
 
     Raises:
-        ConfigError: a distance that is not known.
+        ConfigError: an operation or a distance that is not known.
     """
     if distances is None:
         return USUAL_DISTANCES
+    known = {word for name in OPS for word in (OPS[name].name, OPS[name].kind)}
+    for word in distances:
+        if word not in known:
+            raise unknown_name("operation in `distances`", word, known)
     for name in distances.values():
         if name not in get_args(Distance):
             raise unknown_name("distance", name, get_args(Distance))

@@ -10,12 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from detent._registry import unknown_name
+from detent.config.mixed_precision import Weighting
 from detent.errors import CalibrationError, ConfigError
 from detent.graph import Graph, GraphNode
 
-__all__ = ["Interest", "Weighting", "choose"]
-
-Weighting = Literal["average", "last_layer", "exponential", "hessian"]
+__all__ = ["Interest", "choose"]
 
 _OPERATIONS: Final = frozenset({"conv", "conv_transposed", "linear", "sigmoid", "softmax", "add", "cat"})
 """Names or kinds of operations whose values tell how far an error has come."""

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import fx
 
+from detent.config.mixed_precision import Distance, Weighting
 from detent.errors import CalibrationError, ConfigError
 from detent.graph import Graph
 from detent.graph.placement import Placement
@@ -23,12 +24,12 @@ from detent.graph.side_by_side import sharing_cores
 from detent.records.plan import QuantPlan
 from detent.records.sensitivity import SensitivityTable, TensorSensitivity
 from detent.sensitivity.candidates import Candidates, Slot
-from detent.sensitivity.distances import Distance, Metric, checked_distances, yardstick
+from detent.sensitivity.distances import Metric, checked_distances, yardstick
 from detent.sensitivity.downstream import Downstream, FloatValues, Network
-from detent.sensitivity.interest import Interest, Weighting, choose
+from detent.sensitivity.interest import Interest, choose
 from detent.sensitivity.units import samples_in
 
-__all__ = ["score_by_measuring"]
+__all__ = ["points_of_interest", "score_by_measuring"]
 
 _SIDE_BY_SIDE: Final = 4
 """Tensors whose candidates run at the same time, at most."""
@@ -76,12 +77,10 @@ def score_by_measuring(
         ConfigError: nothing has a choice, nothing can be compared, options contradict each other, the network draws
             random numbers, or the metric returns something else than a number from 0.
     """
-    if metric is not None and (distances is not None or not callable(metric)):
-        raise ConfigError("`metric` must be a callable, and takes the place of `distances`")
-    if points == "outputs" and distances is not None:
-        raise ConfigError('`distances` are for points of interest; with points="outputs" give a `metric` or nothing')
+    interest = points_of_interest(
+        graph, points=points, distances=distances, metric=metric, weighting=weighting, weights=weights
+    )
     candidates = Candidates.of(graph, placement, plans)
-    interest = choose(graph, points, weighting, weights)
     run = _Run(graph, candidates, interest, {} if points == "outputs" else checked_distances(distances), metric)
     found, sizes = run.measure(batches, show)
     tensors = tuple(
@@ -97,6 +96,28 @@ def score_by_measuring(
         probes=0,
         fingerprint=graph.fingerprint(),
     )
+
+
+def points_of_interest(
+    graph: Graph,
+    *,
+    points: Sequence[str] | Literal["outputs"] | None,
+    distances: Mapping[str, Distance] | None,
+    metric: Metric | None,
+    weighting: Weighting,
+    weights: Mapping[str, float] | None,
+) -> Interest:
+    """What `score_by_measuring` looks at with these arguments.
+
+    Raises:
+        ConfigError: they contradict each other, or there is nothing to compare.
+    """
+    if metric is not None and (distances is not None or not callable(metric)):
+        raise ConfigError("`metric` must be a callable, and takes the place of `distances`")
+    if points == "outputs" and distances is not None:
+        raise ConfigError('`distances` are for points of interest; with points="outputs" give a `metric` or nothing')
+    checked_distances(distances)
+    return choose(graph, points, weighting, weights)
 
 
 def _sensitivity(slot: Slot, interest: Interest, found: _Measured, sizes: _Sizes, *, errors: bool) -> TensorSensitivity:
