@@ -61,6 +61,7 @@ def choose_widths(
     moments: InputMoments | None = None,
     table: SensitivityTable | None = None,
     latency: LatencyTable | str | Path | None = None,
+    checkpoint: str | Path | None = None,
     progress: bool = True,
     **options: Any,
 ) -> Distribution:
@@ -78,6 +79,7 @@ def choose_widths(
         moments: what `detent.collect_moments` saw, for options that need it.
         table: scores of this graph, made by `score` with the same options; None makes them.
         latency: measured times, or the path of a JSON file of them, for a budget with `latency`.
+        checkpoint: file for batches whose scores are done, see `score`.
         progress: show progress on a terminal.
         **options: fields of `QuantizationConfig`.
 
@@ -88,6 +90,8 @@ def choose_widths(
     limits = checked_budget(budget)
     if limits is None:
         raise ConfigError("there is no budget", remedy='give a limit, e.g. detent.Budget(weights="50%")')
+    if table is not None and checkpoint is not None:
+        raise ConfigError("`checkpoint` is for scoring, and the scores are given", remedy="leave out one of them")
     request = Request.of(
         graph,
         stats,
@@ -101,7 +105,7 @@ def choose_widths(
         latency=latency,
     )
     data = readable_twice(request, data)
-    return distribute(prepare(request, data, table), limits, data)
+    return distribute(prepare(request, data, table, checkpoint), limits, data)
 
 
 def readable_twice(request: Request, data: Any) -> Any:
@@ -135,13 +139,16 @@ class Scored:
     seconds: Mapping[str, float]
 
 
-def prepare(request: Request, data: Any, table: SensitivityTable | None) -> Scored:
+def prepare(
+    request: Request, data: Any, table: SensitivityTable | None, checkpoint: str | Path | None = None
+) -> Scored:
     """Everything that does not depend on the budget's numbers.
 
     Args:
         request: what was asked for.
         data: calibration batches, for scores.
         table: scores made before; None makes them.
+        checkpoint: file for batches whose scores are done.
 
     Raises:
         ConfigError: no tensor has a choice, an overwrite that does not fit, or the scores are of another model, other
@@ -156,7 +163,7 @@ def prepare(request: Request, data: Any, table: SensitivityTable | None) -> Scor
         # A mistake should not cost a scoring.
         overwritten(Candidates.of(setting.graph, setting.placement, plans).slots, given)
     with clock.stage("scores"):
-        table = make_table(request, plans, data) if table is None else checked_table(table, setting, plans)
+        table = make_table(request, plans, data, checkpoint) if table is None else checked_table(table, setting, plans)
     model = resource_model(
         setting.graph, setting.placement, setting.target, latency=setting.latency, order=setting.options.order
     )

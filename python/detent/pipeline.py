@@ -321,6 +321,7 @@ def decide(
     budget: Budget | None = None,
     mixed_precision: MixedPrecisionConfig | None = None,
     latency: LatencyTable | str | Path | None = None,
+    checkpoint: str | Path | None = None,
     progress: bool = True,
 ) -> QuantPlan:
     """From statistics to the finished plan: moments, widths under a budget, grids, corrections on data.
@@ -336,6 +337,7 @@ def decide(
         budget: limits on what the network needs; None takes one width for all.
         mixed_precision: how widths are chosen under a budget.
         latency: measured times, or the path of a JSON file of them, for a budget with `latency`.
+        checkpoint: file for batches whose scores are done, see `detent.score`.
         progress: show progress on a terminal.
 
     Raises:
@@ -356,6 +358,7 @@ def decide(
             rules=rules,
             moments=moments,
             latency=latency,
+            checkpoint=checkpoint,
             progress=progress,
         )
         decided = plan(graph, stats, target=target, config=config, rules=rules, moments=moments, widths=found.widths)

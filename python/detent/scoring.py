@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from detent._arguments import expect, fingerprint_of
 from detent.candidate_widths import Setting, setting_of, widths_in
 from detent.config import Budget, MixedPrecisionConfig, QuantizationConfig
@@ -20,11 +22,21 @@ from detent.records.plan import QuantPlan
 from detent.records.sensitivity import SensitivityTable
 from detent.records.statistics import Statistics
 from detent.records.widths import Widths
-from detent.sensitivity import Candidates, score_by_measuring, score_by_probes
+from detent.sensitivity import (
+    Candidates,
+    FinishedBatches,
+    digest_of_data,
+    digest_of_texts,
+    score_by_measuring,
+    score_by_probes,
+)
 from detent.statistics import first_samples, progress_bar
 from detent.targets import Target
 
 __all__ = ["Request", "candidate_plans", "checked_table", "make_table", "score"]
+
+
+Batches = Sequence[Sequence[torch.Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +103,7 @@ def score(
     mixed_precision: MixedPrecisionConfig | Mapping[str, Any] | None = None,
     rules: Sequence[Rule] = (),
     moments: InputMoments | None = None,
+    checkpoint: str | Path | None = None,
     progress: bool = True,
     **options: Any,
 ) -> SensitivityTable:
@@ -105,18 +118,21 @@ def score(
         mixed_precision: options of scoring: samples, probes, loss, candidate widths.
         rules: what to decide otherwise for some tensors; a width they ask for is the only candidate.
         moments: what `detent.collect_moments` saw, for options that need it.
+        checkpoint: file for the batches that are done. If it exists, scoring goes on behind them, and the result is the
+            same bits as without the interruption. It is kept when the run is complete. It knows a `metric` by its name.
         progress: show progress on a terminal.
         **options: fields of `QuantizationConfig`.
 
     Raises:
         ConfigError: no tensor has a choice, no output carries a gradient, or as `detent.plan`.
-        CalibrationError: the data do not fit the model, or a gradient is not finite.
+        CalibrationError: the data do not fit the model, a gradient is not finite, or the checkpoint is of another run.
+        FormatError: the checkpoint is damaged, or cannot be written.
     """
     settings = QuantizationConfig.resolve(config, options)
     request = Request.of(
         graph, stats, target, settings, mixed_precision, rules=rules, moments=moments, progress=progress
     )
-    return make_table(request, candidate_plans(request), data)
+    return make_table(request, candidate_plans(request), data, checkpoint)
 
 
 def candidate_plans(request: Request) -> list[QuantPlan]:
@@ -137,18 +153,25 @@ def candidate_plans(request: Request) -> list[QuantPlan]:
     ]
 
 
-def make_table(request: Request, plans: Sequence[QuantPlan], data: Any) -> SensitivityTable:
+def make_table(
+    request: Request, plans: Sequence[QuantPlan], data: Any, checkpoint: str | Path | None
+) -> SensitivityTable:
     """The scores of the widths that plans hold, as the options ask.
 
     Raises:
-        ConfigError, CalibrationError: as `score`.
+        ConfigError, CalibrationError, FormatError: as `score`.
     """
     options = request.setting.options
     graph, placement = request.setting.graph, request.setting.placement
     batches = first_samples(graph, data, options.samples, parts=2)
+    finished = FinishedBatches()
+    if checkpoint is not None:
+        finished = FinishedBatches(Path(checkpoint), _identity(request, plans, batches))
     with progress_bar("scoring widths", "batches", len(batches), wanted=request.progress) as show:
         if options.scores == "measured":
-            return score_by_measuring(graph, placement, plans, batches, **options.measuring, show=show)
+            return score_by_measuring(
+                graph, placement, plans, batches, **options.measuring, show=show, finished=finished
+            )
         return score_by_probes(
             graph,
             placement,
@@ -158,7 +181,25 @@ def make_table(request: Request, plans: Sequence[QuantPlan], data: Any) -> Sensi
             loss=options.loss,
             seed=options.seed,
             show=show,
+            finished=finished,
         )
+
+
+def _identity(request: Request, plans: Sequence[QuantPlan], batches: Batches) -> dict[str, str]:
+    """All that scores depend on, by what an error calls it."""
+    options = request.setting.options
+    if options.scores == "measured":
+        metric = options.metric
+        named = None if metric is None else f"{getattr(metric, '__module__', '')}.{getattr(metric, '__qualname__', '')}"
+        method = f"measured { ({**options.measuring, 'metric': named}) }"
+    else:
+        method = f"probes {(options.probes, options.loss, options.seed)}"
+    return {
+        "model": request.setting.graph.fingerprint(),
+        "method or options of scoring": method,
+        "set of data": digest_of_data(batches),
+        "target, set of rules, options or statistics": digest_of_texts(one.to_json() for one in plans),
+    }
 
 
 def checked_table(table: SensitivityTable, setting: Setting, plans: Sequence[QuantPlan]) -> SensitivityTable:

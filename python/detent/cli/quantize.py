@@ -59,7 +59,7 @@ def quantize(
     input_dtype: Annotated[str | None, typer.Option(help="Type of inputs in model.onnx: float32, int8, uint8.")] = None,
     output_dtype: Annotated[str | None, typer.Option(help="Type of outputs in model.onnx.")] = None,
     rules: Annotated[Path | None, typer.Option(help="JSON list of rules for single tensors.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the calibration interrupted in OUT.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run interrupted in OUT.")] = False,
     onnx: Annotated[bool, typer.Option(help="Write model.onnx.")] = True,
     debug: Debug = False,
 ) -> None:

@@ -58,7 +58,8 @@ def quantize_to_folder(
 ) -> None:
     """Quantize and write `plan.json`, `statistics.safetensors` and `model.onnx` into the folder `out`.
 
-    An interrupted calibration leaves `calibration.partial` there, which a run with `resume` continues.
+    An interrupted calibration leaves `calibration.partial` there, and interrupted scores of widths `scores.partial`; a
+    run with `resume` continues them.
 
     Raises:
         DetentError: whatever is wrong with the model, the data, the options or the folder.
@@ -84,24 +85,21 @@ def quantize_to_folder(
             first = calibrate_for_rewrites(graph, data, config, progress=console.is_terminal)
             graph = detent.transform(graph, first, target=target, config=config)
     passes = passes_over_data(graph, target, config, asked, limits, None, times)
-    partial = out / "calibration.partial"
+    partial, scores = out / "calibration.partial", out / "scores.partial"
     if not resume:
         partial.unlink(missing_ok=True)
-    with _step(console, "calibrate"):
-        try:
-            statistics = detent.calibrate(
-                graph,
-                data,
-                progress=console.is_terminal,
-                batch_size=batch_size,
-                moving_maximum=momentum_to_calibrate(config, asked),
-                resume=partial,
-            )
-        except KeyboardInterrupt:
-            kept = "; the same command with --resume continues" if partial.exists() else ""
-            raise KeyboardInterrupt(f"no file was left half-written{kept}") from None
+        scores.unlink(missing_ok=True)
+    with _step(console, "calibrate"), _resumable(partial):
+        statistics = detent.calibrate(
+            graph,
+            data,
+            progress=console.is_terminal,
+            batch_size=batch_size,
+            moving_maximum=momentum_to_calibrate(config, asked),
+            resume=partial,
+        )
         statistics.save(out / "statistics.safetensors")
-    with _step(console, "plan"):
+    with _step(console, "plan"), _resumable(partial):
         plan = decide(
             graph,
             statistics,
@@ -112,6 +110,7 @@ def quantize_to_folder(
             rules=asked,
             budget=limits,
             latency=times,
+            checkpoint=scores,
             progress=console.is_terminal,
         )
         plan.save(out / "plan.json")
@@ -122,7 +121,8 @@ def quantize_to_folder(
         with _step(console, "export"):
             detent.export(quantized, out / "model.onnx", inputs=export.inputs, outputs=export.outputs)
         written.append("model.onnx")
-    partial.unlink(missing_ok=True)
+    for finished in (partial, scores):
+        finished.unlink(missing_ok=True)
     console.print(f"written to {out}: {', '.join(written)}", markup=False, soft_wrap=True)
 
 
@@ -138,6 +138,16 @@ def _make_folder(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FormatError(f"cannot create the output folder: {error.strerror}", where=str(out)) from None
+
+
+@contextmanager
+def _resumable(partial: Path) -> Iterator[None]:
+    """An interruption says whether the work goes on from where it was."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = "; the same command with --resume continues" if partial.exists() else ""
+        raise KeyboardInterrupt(f"no file was left half-written{kept}") from None
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from detent.graph.side_by_side import sharing_cores
 from detent.records.plan import QuantPlan
 from detent.records.sensitivity import SensitivityTable, TensorSensitivity
 from detent.sensitivity.candidates import Candidates, Slot
+from detent.sensitivity.checkpoint import FinishedBatches
 from detent.sensitivity.distances import Metric, checked_distances, yardstick
 from detent.sensitivity.downstream import Downstream, FloatValues, Network
 from detent.sensitivity.interest import Interest, choose
@@ -51,6 +52,7 @@ def score_by_measuring(
     weighting: Weighting = "average",
     weights: Mapping[str, float] | None = None,
     show: Callable[[int], None] = lambda done: None,
+    finished: FinishedBatches | None = None,
 ) -> SensitivityTable:
     """Score every width that a tensor has in one of the plans by quantizing that tensor alone.
 
@@ -71,6 +73,7 @@ def score_by_measuring(
         weighting: of the points: all alike; the last alone; by their distance d, 1 - exp(-d / 0.1); or by `weights`.
         weights: of all points by name, for `"hessian"`.
         show: told how many batches are done.
+        finished: batches that are done already, and what keeps the others as they are done.
 
     Raises:
         CalibrationError: a value is not finite; names the layer.
@@ -82,7 +85,7 @@ def score_by_measuring(
     )
     candidates = Candidates.of(graph, placement, plans)
     run = _Run(graph, candidates, interest, {} if points == "outputs" else checked_distances(distances), metric)
-    found, sizes = run.measure(batches, show)
+    found, sizes = run.measure(batches, show, finished or FinishedBatches())
     tensors = tuple(
         # A metric speaks of whole batches: samples tell nothing of its spread.
         _sensitivity(slot, interest, one, sizes, errors=metric is None)
@@ -202,23 +205,27 @@ class _Run:
         self._yardsticks = [yardstick(item, distances, metric) for item in interest.items]
         self._network = Network(graph, [item.node for item in interest.items])
 
-    def measure(self, batches: Batches, show: Callable[[int], None]) -> tuple[list[_Measured], _Sizes]:
+    def measure(
+        self, batches: Batches, show: Callable[[int], None], finished: FinishedBatches
+    ) -> tuple[list[_Measured], _Sizes]:
         """Distances of every item by every candidate, and what they are relative to."""
         parts = self._parts(batches[0])
         sources = [source for several in parts for part in several for source in part.network.sources]
         floats = self._network.float_values(list(dict.fromkeys([*sources, *(item.node for item in self._items)])))
         if floats.executor.draws_random_numbers:
             _check_draws(floats, batches[0])
-        sizes: list[Doubles] = []
-        lost: list[list[Doubles]] = [[] for _ in self._slots]
+        sizes = [figures["sizes"] for figures in finished.batches]
+        lost = [[figures[f"lost.{slot}"] for figures in finished.batches] for slot in range(len(self._slots))]
+        show(len(sizes))
         with sharing_cores(min(_SIDE_BY_SIDE, torch.get_num_threads()), "detent-measure") as pool:
-            for batch in batches:
+            for batch in batches[len(sizes) :]:
                 samples = samples_in(self._graph, batch)
                 values = floats(batch)
                 sizes.append(self._sizes(values, samples))
                 every = pool.map(self._lost, self._slots, parts, repeat(values), repeat(samples))
                 for of_slot, one in zip(lost, every, strict=True):
                     of_slot.append(one)
+                finished.add({"sizes": sizes[-1]} | {f"lost.{slot}": each[-1] for slot, each in enumerate(lost)})
                 show(len(sizes))
         found = [
             _Measured(list(several[0].network.places), np.concatenate(each, axis=2))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count, repeat
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ from detent.graph.side_by_side import sharing_cores
 from detent.records.plan import QuantPlan
 from detent.records.sensitivity import SensitivityTable, TensorSensitivity
 from detent.sensitivity.candidates import Candidates, Slot
+from detent.sensitivity.checkpoint import FinishedBatches
 from detent.sensitivity.directions import Loss, directions, fisher
 from detent.sensitivity.taps import Gradients, tap_of_grids, tap_of_kernel
 from detent.sensitivity.units import samples_in
@@ -50,6 +51,7 @@ def score_by_probes(
     loss: Loss = "outputs",
     seed: int = 0,
     show: Callable[[int], None] = lambda done: None,
+    finished: FinishedBatches | None = None,
 ) -> SensitivityTable:
     """Score every width that a tensor has in one of the plans.
 
@@ -65,21 +67,31 @@ def score_by_probes(
             alike; `"fisher"` takes outputs for logits and counts the divergence from the float network's prediction.
         seed: of the directions.
         show: told how many batches are done.
+        finished: batches that are done already, and what keeps the others as they are done.
 
     Raises:
         CalibrationError: a gradient or an output is not finite; names the layer.
-        ConfigError: nothing has a choice, or no output has a gradient.
+        ConfigError: nothing has a choice, no output has a gradient, or the network draws random numbers, of which a
+            scoring that continues would draw others.
     """
+    finished = finished or FinishedBatches()
     candidates = Candidates.of(graph, placement, plans)
     with torch.inference_mode(False):  # in which a caller may be, and which knows no gradients
         run = _Run(graph, candidates, probes, loss, seed)
         weights = run.weights_of_outputs(batches[0])
+        if finished.kept and run.draws_random_numbers(batches[0]):
+            raise ConfigError(
+                "the network draws random numbers, so that a scoring that continues would differ",
+                remedy="put the model in evaluation mode, or leave `checkpoint` out",
+            )
     # Operators that draw random numbers would draw others if two batches ran at the same time.
     workers = 1 if run.executor.draws_random_numbers else min(_SIDE_BY_SIDE, torch.get_num_threads())
-    found: list[_Found] = []
+    found = [_Found.of(figures, len(candidates.slots)) for figures in finished.batches]
+    show(len(found))
     with sharing_cores(workers, "detent-probe") as pool:
-        for one in pool.map(run.changes, batches, count(), repeat(weights)):
+        for one in pool.map(run.changes, batches[len(found) :], count(len(found)), repeat(weights)):
             found.append(one)
+            finished.add(one.figures())
             show(len(found))
     samples = sum(one.samples for one in found)
     # The first batch weighs outputs against each other; that they have the size of 1 in all is for all batches to say.
@@ -130,6 +142,17 @@ class _Found(NamedTuple):
     energy: float
     samples: int
 
+    def figures(self) -> dict[str, npt.NDArray[Any]]:
+        """The same as arrays by name."""
+        parts: dict[str, npt.NDArray[Any]] = {f"changes.{slot}": part for slot, part in enumerate(self.changes)}
+        return parts | {"energy": np.array(self.energy, np.float64), "samples": np.array(self.samples, np.int64)}
+
+    @classmethod
+    def of(cls, figures: Mapping[str, npt.NDArray[Any]], slots: int) -> _Found:
+        """From `figures`."""
+        changes = [figures[f"changes.{slot}"] for slot in range(slots)]
+        return cls(changes, float(figures["energy"]), int(figures["samples"]))
+
 
 class _Run:
     """The network made ready for gradients at everything that has candidates."""
@@ -153,6 +176,15 @@ class _Run:
         self.executor = Executor(graph.module, self._watched, graph.name_of, gradients=True, anew=nodes)
         self._constants: dict[fx.Node, torch.Tensor] = {}
         self.executor.show_constants(lambda index, value: self._constants.update({self._watched[index]: value}))
+
+    def draws_random_numbers(self, batch: Sequence[torch.Tensor]) -> bool:
+        """Whether running it does; dropout that is switched off is among the operators that could."""
+        if not self.executor.draws_random_numbers:
+            return False
+        before = torch.get_rng_state()
+        for _ in self.executor.walk(_inputs(batch)):
+            pass
+        return not torch.equal(torch.get_rng_state(), before)
 
     def weights_of_outputs(self, batch: Sequence[torch.Tensor]) -> dict[fx.Node, float]:
         """What the changes of each output are multiplied by, so that all count alike: from the first batch."""
