@@ -19,6 +19,7 @@ from detent.kernels.build import build_info
 if TYPE_CHECKING:
     from detent import edit
     from detent.config import Budget, MixedPrecisionConfig, Preprocessing, QuantizationConfig
+    from detent.curvature import estimate_traces
     from detent.exporters import export
     from detent.graph import Graph
     from detent.mixed_precision import Resources, resources
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from detent.records.plan import QuantPlan
     from detent.records.sensitivity import SensitivityTable
     from detent.records.statistics import Statistics
+    from detent.records.traces import HessianTraces
     from detent.records.widths import Widths
     from detent.targets import load_target, target_names
 
@@ -53,6 +55,7 @@ __all__ = [
     "Graph",
     "Grid",
     "HessianScores",
+    "HessianTraces",
     "InputMoments",
     "MixedPrecisionConfig",
     "Preprocessing",
@@ -71,6 +74,7 @@ __all__ = [
     "collect_moments",
     "correct_biases",
     "edit",
+    "estimate_traces",
     "export",
     "keep_accuracy",
     "load_target",
@@ -91,6 +95,7 @@ _HOMES: Final = {
     "Graph": "detent.graph",
     "Grid": "detent.records.grid",
     "HessianScores": "detent.records.hessians",
+    "HessianTraces": "detent.records.traces",
     "InputMoments": "detent.records.moments",
     "MixedPrecisionConfig": "detent.config",
     "Preprocessing": "detent.config",
@@ -107,6 +112,7 @@ _HOMES: Final = {
     "choose_widths": "detent.pipeline",
     "collect_moments": "detent.pipeline",
     "correct_biases": "detent.pipeline",
+    "estimate_traces": "detent.curvature",
     "export": "detent.exporters",
     "keep_accuracy": "detent.pipeline",
     "load_target": "detent.targets",

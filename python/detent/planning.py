@@ -28,6 +28,7 @@ from detent.records.moments import InputMoments
 from detent.records.plan import QuantPlan, TensorPlan
 from detent.records.rules import checked_rules
 from detent.records.statistics import Statistics
+from detent.records.traces import HessianTraces
 from detent.records.widths import Widths
 from detent.targets import Target, load_target
 from detent.thresholds import (
@@ -52,7 +53,7 @@ def plan(
     rules: Sequence[Rule] = (),
     earlier: QuantPlan | None = None,
     moments: InputMoments | None = None,
-    hessians: HessianScores | None = None,
+    hessians: HessianScores | HessianTraces | None = None,
     widths: Widths | None = None,
     **options: Any,
 ) -> QuantPlan:
@@ -66,7 +67,7 @@ def plan(
         rules: what to decide otherwise for some tensors, from `detent.edit.rule`; later ones win.
         earlier: a plan for the same graph whose frozen entries are taken over; everything else is decided anew.
         moments: what `collect_moments` saw of the layers' inputs, for the options that need it.
-        hessians: scores for the metric `"hmse"`.
+        hessians: what `detent.estimate_traces` found, or scores of your own, for the metric `"hmse"`.
         widths: code widths of single tensors, where rules leave them open; `detent.choose_widths` finds them.
         **options: fields of `QuantizationConfig`, e.g. `activation_metric="kl"`, `z_threshold=8.0`.
 
@@ -84,8 +85,7 @@ def plan(
     placement = place_as_asked(graph, chip, settings, own=frozen)
     choices = resolve_rules(graph, placement, chip, settings, rules, earlier)
     if hessians is not None:
-        expect(hessians, HessianScores, "hessians", "detent.HessianScores")
-        choices = replace(choices, hessians=hessians)
+        choices = replace(choices, hessians=_scores(hessians, stats))
     widths = _checked_widths(widths, placement, chip)
     decided = QuantPlan(
         target=reference,
@@ -101,6 +101,19 @@ def plan(
         widths=widths,
     )
     return _decide(graph, stats, chip, settings, placement, choices, decided, moments)
+
+
+def _scores(hessians: object, stats: Statistics) -> HessianScores:
+    """Scores in the bins of the statistics; of kernels alone if activations were not told apart by value.
+
+    Raises:
+        ConfigError: neither scores nor traces, or traces of another model or in wider bins.
+    """
+    if isinstance(hessians, HessianTraces):
+        return hessians.scores(stats if hessians.has_bins else None)
+    expect(hessians, HessianScores, "hessians", "detent.estimate_traces or detent.HessianScores")
+    assert isinstance(hessians, HessianScores)
+    return hessians
 
 
 def _checked_widths(widths: Widths | None, placement: Placement, target: Target) -> Widths:
@@ -159,7 +172,13 @@ def further_passes(
 
 
 def revise(
-    graph: Graph, plan: QuantPlan, stats: Statistics, rules: Sequence[Rule], *, moments: InputMoments | None = None
+    graph: Graph,
+    plan: QuantPlan,
+    stats: Statistics,
+    rules: Sequence[Rule],
+    *,
+    moments: InputMoments | None = None,
+    hessians: HessianScores | HessianTraces | None = None,
 ) -> QuantPlan:
     """A plan in which the tensors that rules mean are decided anew; everything else in it stays, edited by hand or not.
 
@@ -172,6 +191,7 @@ def revise(
         stats: what calibration saw of it.
         rules: from `detent.edit.rule`; later ones win.
         moments: of the layers' inputs, if the plan's options need them.
+        hessians: as for `plan`, if the plan's options or the rules ask for the metric `"hmse"`.
 
     Raises:
         ConfigError: the plan or the statistics are of another model, a rule cannot be carried out, or asks for a change
@@ -184,6 +204,8 @@ def revise(
     decided_apart = [name for name, entry in plan.activations.items() if entry.same_as is None]
     placement = place_as_asked(graph, chip, settings, own=decided_apart)
     choices = resolve_changes(graph, placement, chip, settings, plan, rules)
+    if hessians is not None:
+        choices = replace(choices, hessians=_scores(hessians, stats))
     kept = corrections_of(plan, placement, choices.kept_weights)
     dropped = [name for name, found in plan.bias_corrections.items() if name not in kept and found.method != "analytic"]
     notes = (

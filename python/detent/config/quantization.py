@@ -205,7 +205,7 @@ class QuantizationConfig(FrozenModel):
             if getattr(self, name) == "hmse":
                 raise ConfigError(
                     f"`{name}` 'hmse' needs Hessian scores, which one call from model to quantized model cannot have",
-                    remedy="calibrate, then plan with hessians=detent.HessianScores(...)",
+                    remedy="calibrate, then plan with hessians=detent.estimate_traces(graph, data, stats=stats)",
                 )
 
     def metric_of_kernel(self, bits: int) -> WeightsMetric:

@@ -1,7 +1,7 @@
 """`HessianScores`: how much the loss of the network minds errors, element by element, to weight threshold searches by.
 
-An error e of one element costs about h e^2 / 2, with h its diagonal entry of the Hessian. Where the entries come from
-is the caller's business; only their proportions within a tensor matter.
+An error e of one element costs about h e^2 / 2, with h its diagonal entry of the Hessian. `detent.estimate_traces`
+finds the entries, or the caller has them from elsewhere; only their proportions within a tensor matter.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _fitting(table: Mapping[str, npt.NDArray[Any]], name: str, shape: tuple[int,
         raise ConfigError(
             f"the metric 'hmse' needs Hessian scores of this {what}",
             where=name,
-            remedy="pass them to detent.plan in hessians=detent.HessianScores(...), or choose another metric",
+            remedy="pass hessians=detent.estimate_traces(graph, data, stats=stats), or choose another metric",
         )
     if table[name].shape != shape:
         raise ConfigError(

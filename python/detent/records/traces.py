@@ -173,6 +173,11 @@ class HessianTraces:
         """Those whose error is above the tolerance."""
         return tuple(one for one in self.tensors if not one.relative_error <= self.tolerance)
 
+    @property
+    def has_bins(self) -> bool:
+        """Whether activations were told apart by value, so that they can be scored."""
+        return any(one.bins is not None for one in self.tensors)
+
     def scores(self, stats: Statistics | None = None) -> HessianScores:
         """Scores for the metric `"hmse"`: of all kernels, and with statistics of all activations that decide a grid.
 

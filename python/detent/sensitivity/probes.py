@@ -30,7 +30,7 @@ from detent.sensitivity.candidates import Candidates, Slot
 from detent.sensitivity.checkpoint import FinishedBatches
 from detent.sensitivity.directions import Loss, directions, fisher
 from detent.sensitivity.taps import Gradients, tap_of_grids, tap_of_kernel
-from detent.sensitivity.units import samples_in
+from detent.sensitivity.units import detached, samples_in
 
 __all__ = ["score_by_probes"]
 
@@ -191,7 +191,7 @@ class _Run:
         if self._loss == "fisher":
             return dict.fromkeys(self._outputs, 1.0)
         energies: dict[fx.Node, float] = {}
-        for index, value in self.executor.walk(_inputs(batch)):
+        for index, value in self.executor.walk(detached(batch)):
             node = self._watched[index]
             if node in self._outputs:
                 energies[node] = self._energy(node, value) / samples_in(self._graph, batch)
@@ -204,7 +204,7 @@ class _Run:
         outputs: dict[fx.Node, torch.Tensor] = {}
         kept = dict(self._constants)
         gradients = Gradients(self._candidates.slots, samples, pooled=self._mixed)
-        for index, value in self.executor.walk(_inputs(batch)):
+        for index, value in self.executor.walk(detached(batch)):
             node = self._watched[index]
             kept[node] = value.detach()
             if not value.is_floating_point():  # token numbers, say, which an embedding reads
@@ -287,11 +287,6 @@ class _Run:
         if not np.isfinite(energy):
             raise CalibrationError("the output holds NaN or infinity", where=self._graph.name_of(node))
         return energy
-
-
-def _inputs(batch: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Detached tensors of the same memory: the user's own must not begin to require gradients, and some never can."""
-    return [tensor.clone() if tensor.is_inference() else tensor.detach() for tensor in batch]
 
 
 def _float_outputs(graph: Graph) -> list[fx.Node]:

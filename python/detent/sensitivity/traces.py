@@ -33,7 +33,7 @@ from detent.records.statistics import Statistics
 from detent.records.traces import HessianTraces
 from detent.sensitivity.directions import MOST_ORTHOGONAL, Loss, fisher
 from detent.sensitivity.squares import Found, Squares, Traced, traced_kernels, traced_values
-from detent.sensitivity.units import Batch, draw, float_outputs, samples_in, split
+from detent.sensitivity.units import Batch, detached, draw, float_outputs, samples_in, split
 
 __all__ = ["estimate_traces"]
 
@@ -83,7 +83,8 @@ def estimate_traces(
     tensors = [*traced_kernels(graph, placement, kernels), *traced_values(graph, placement, values, stats)]
     if not tensors:
         raise ConfigError("there is no kernel and no activation whose trace could be estimated")
-    run = _Run(graph, tensors, split(graph, batches), loss, seed)
+    with torch.inference_mode(False):  # in which a caller may be, and which knows no gradients
+        run = _Run(graph, tensors, split(graph, batches), loss, seed)
     with sharing_cores(run.workers, "detent-trace") as pool:
         run.weigh_outputs(pool)
         limit = min(most_probes, run.most_useful)
@@ -168,7 +169,7 @@ class _Run:
 
     def _look(self, unit: Batch) -> _Outputs:
         size, energies = 0, dict.fromkeys(self._outputs, 0.0)
-        for index, value in self._executor.walk([tensor.detach() for tensor in unit]):
+        for index, value in self._executor.walk(detached(unit)):
             node = self._watched[index]
             if node in energies:
                 size += value.numel()
@@ -190,7 +191,7 @@ class _Run:
     def _measure(self, unit: Batch, number: int, start: int, stop: int) -> list[Squares]:
         """Run a unit forward once and backward along each direction."""
         known: dict[fx.Node, torch.Tensor] = {}
-        for index, value in self._executor.walk([tensor.detach() for tensor in unit]):
+        for index, value in self._executor.walk(detached(unit)):
             known[self._watched[index]] = value if value.requires_grad else value.requires_grad_()
         outputs = [known[node] for node in self._outputs]
         known |= self._stored

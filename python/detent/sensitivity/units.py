@@ -18,7 +18,7 @@ from detent.errors import ConfigError
 from detent.graph import Graph
 from detent.sensitivity.directions import MOST_ORTHOGONAL
 
-__all__ = ["draw", "float_outputs", "samples_in", "split"]
+__all__ = ["detached", "draw", "float_outputs", "samples_in", "split"]
 
 Batch = Sequence[torch.Tensor]
 
@@ -45,6 +45,11 @@ def samples_in(graph: Graph, batch: Batch) -> int:
     axes = [(tensor, spec.batch_axis) for tensor, spec in zip(batch, graph.inputs, strict=True)]
     sizes = [tensor.shape[axis] for tensor, axis in axes if axis is not None]
     return int(sizes[0]) if sizes else 1
+
+
+def detached(batch: Batch) -> list[torch.Tensor]:
+    """Tensors of the same memory: the user's own must not begin to require gradients; some never can and are copied."""
+    return [tensor.clone() if tensor.is_inference() else tensor.detach() for tensor in batch]
 
 
 def float_outputs(graph: Graph) -> list[fx.Node]:
