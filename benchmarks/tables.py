@@ -1,48 +1,23 @@
-"""Puts the measured figures into README.md, as they are, between its markers.
+"""Puts the measured figures into README.md and docs/mixed-precision.md, as they are, between their markers.
 
     python benchmarks/tables.py [--check]
 
-`--check` changes nothing and fails if the README differs from `benchmarks/results/`.
+`--check` changes nothing and fails if a page differs from `benchmarks/results/`.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from harness import RESULTS
+from mixed_precision_tables import mixed_precision_page, mixed_precision_summary
+from result_tables import load, machine_line, measured_rows, table
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 Z_COLUMNS = ("inf", 9.0, 5.0, 3.0)
-
-
-def load(name: str) -> dict[str, Any]:
-    """One results file; empty if it was never measured."""
-    path = RESULTS / f"{name}.json"
-    data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return data
-
-
-def table(header: list[str], rows: list[list[str]]) -> list[str]:
-    """A Markdown table whose first column is text and whose others are figures."""
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return ["| " + " | ".join(line) + " |" for line in lines]
-
-
-def measured_rows(data: dict[str, Any]) -> list[str]:
-    """Figures with goals, section by section."""
-    verdict = {True: "yes", False: "**no**", None: ""}
-    rows = []
-    for section in data.values():
-        for row in section["rows"]:
-            goal = "" if row["goal"] is None else f"{'<=' if row['at_most'] else '>='} {row['goal']:g}"
-            figure = f"{row['figure']:.3g} {row['unit']}"
-            rows.append([row["name"], figure, goal, verdict[row["met"]]])
-    return table(["what", "measured", "goal", "met"], rows)
 
 
 def accuracy_rows(network: dict[str, Any]) -> list[str]:
@@ -82,12 +57,6 @@ def _figure(row: dict[str, Any], key: str, form: str) -> str:
     return format(row[key], form) if key in row else ""
 
 
-def machine_line(machine: dict[str, Any]) -> str:
-    """The machine, in one sentence."""
-    libraries = ", ".join(f"{name} {version}" for name, version in machine["libraries"].items())
-    return f"{machine['cpu']}, {machine['cpus']} CPUs, {machine['isa']}, {machine['compiler']}, {libraries}."
-
-
 def render() -> str:
     """The block between the markers."""
     lines: list[str] = []
@@ -113,6 +82,7 @@ def render() -> str:
             *correction_rows(network),
             "",
         ]
+    lines += mixed_precision_summary()
     for title, name in (("Whole runs", "ptq"), ("Exported ONNX in onnxruntime", "onnx"), ("Kernels", "kernels")):
         data = load(name)
         if data:
@@ -121,18 +91,23 @@ def render() -> str:
     return "\n".join(lines).strip()
 
 
+PAGES = {ROOT / "README.md": render, ROOT / "docs" / "mixed-precision.md": mixed_precision_page}
+
+
 def main() -> None:
-    """Write or check the block."""
+    """Write or check the blocks."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
-    text = README.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    fresh = f"{before}{BEGIN}\n\n{render()}\n\n{END}{after}"
-    if options.check:
-        sys.exit(0 if fresh == text else "README.md differs from benchmarks/results: run benchmarks/tables.py")
-    README.write_text(fresh, encoding="utf-8")
+    for path, rendered in PAGES.items():
+        text = path.read_text(encoding="utf-8")
+        before, rest = text.split(BEGIN)
+        after = rest.split(END)[1]
+        fresh = f"{before}{BEGIN}\n\n{rendered()}\n\n{END}{after}"
+        if options.check and fresh != text:
+            sys.exit(f"{path.name} differs from benchmarks/results: run benchmarks/tables.py")
+        if not options.check:
+            path.write_text(fresh, encoding="utf-8")
 
 
 if __name__ == "__main__":
