@@ -18,7 +18,7 @@ from detent.kernels.build import build_info
 
 if TYPE_CHECKING:
     from detent import edit
-    from detent.config import Budget, MixedPrecisionConfig, Preprocessing, QuantizationConfig
+    from detent.config import Budget, GptqConfig, MixedPrecisionConfig, Preprocessing, QuantizationConfig
     from detent.curvature import estimate_traces
     from detent.exporters import export
     from detent.graph import Graph
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         plan,
         quantize,
         revise,
+        round_kernels,
         score,
         transform,
     )
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Budget",
     "DetentError",
+    "GptqConfig",
     "Graph",
     "Grid",
     "HessianScores",
@@ -83,6 +85,7 @@ __all__ = [
     "quantize",
     "resources",
     "revise",
+    "round_kernels",
     "score",
     "target_names",
     "transform",
@@ -92,6 +95,7 @@ __version__: str = _core.version
 
 _HOMES: Final = {
     "Budget": "detent.config",
+    "GptqConfig": "detent.config",
     "Graph": "detent.graph",
     "Grid": "detent.records.grid",
     "HessianScores": "detent.records.hessians",
@@ -121,6 +125,7 @@ _HOMES: Final = {
     "quantize": "detent.pipeline",
     "resources": "detent.mixed_precision",
     "revise": "detent.pipeline",
+    "round_kernels": "detent.pipeline",
     "score": "detent.pipeline",
     "target_names": "detent.targets",
     "transform": "detent.pipeline",

@@ -21,6 +21,14 @@ class FrozenModel(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
 
+    def differences(self) -> dict[str, Any]:
+        """What differs from the defaults, as plain data; the constructor restores it from that."""
+        fields = type(self).model_fields
+        changed = {name: value for name, value in self if value != fields[name].default}
+        return {
+            name: value.differences() if isinstance(value, FrozenModel) else value for name, value in changed.items()
+        }
+
 
 Model = TypeVar("Model", bound=FrozenModel)
 

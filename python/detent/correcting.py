@@ -18,7 +18,7 @@ from detent.records.plan import QuantPlan
 from detent.statistics import first_samples, progress_bar
 from detent.targets import load_target
 
-__all__ = ["correct_as_asked", "correct_biases"]
+__all__ = ["correct_as_asked", "correct_biases", "samples_held"]
 
 _MOST_BYTES: Final = 512 << 20
 """Memory of one value of all samples that biases are corrected with."""
@@ -48,7 +48,7 @@ def correct_biases(graph: Graph, plan: QuantPlan, data: Any, *, samples: int = 2
     check_plan_is_of(plan, graph.fingerprint(), "plan")
     if type(samples) is not int or samples < 1:
         raise ConfigError(f"`samples` must be a whole number from 1, got {samples!r}")
-    batches = first_samples(graph, data, min(samples, _samples_held(graph)), parts=4)
+    batches = first_samples(graph, data, min(samples, samples_held(graph)), parts=4)
     if len(batches) < 2:
         raise CalibrationError(
             "the samples make one batch, which cannot be split into some to correct for and some to judge by",
@@ -93,7 +93,7 @@ def _least_samples(graph: Graph) -> int:
     return 2 if graph.batch.dynamic else 2 * graph.batch.size
 
 
-def _samples_held(graph: Graph) -> int:
+def samples_held(graph: Graph) -> int:
     """How many samples the largest value is held of, at least 16."""
     sizes = [math.prod(node.shape) // node.samples for node in graph.nodes() if node.is_float and node.shape]
     return max(16, _MOST_BYTES // (4 * max(sizes, default=1) or 1))

@@ -33,6 +33,7 @@ from detent.records.moving import momentum_to_calibrate
 from detent.records.plan import QuantPlan
 from detent.records.rules import checked_rules
 from detent.records.statistics import Statistics
+from detent.rounding_kernels import round_kernels
 from detent.scoring import score
 from detent.statistics import Keeping, calibrate, collect_moments, first_batch
 from detent.statistics.observation import observed_values
@@ -73,6 +74,7 @@ __all__ = [
     "plan",
     "quantize",
     "revise",
+    "round_kernels",
     "score",
     "transform",
 ]
@@ -363,6 +365,8 @@ def decide(
         )
         decided = plan(graph, stats, target=target, config=config, rules=rules, moments=moments, widths=found.widths)
         decided = replace(decided, notes=(*decided.notes, *found.notes()))
+    if config.rounding == "gptq":
+        decided = round_kernels(graph, decided, data, options=config.gptq, progress=progress)
     few = budget is None or decided.widths.least < FEW_BITS or config.bias_correction == "sequential"
     if passes.sequential and few:
         decided = correct_as_asked(graph, decided, data, config, progress=progress)

@@ -48,6 +48,7 @@ def quantize(
     ] = None,
     bias_correction: Annotated[str | None, typer.Option(help="auto, none, analytic or sequential.")] = None,
     gain_correction: Annotated[str | None, typer.Option(help="auto, none, least_squares or second_moment.")] = None,
+    rounding: Annotated[str | None, typer.Option(help="How kernels are rounded: nearest or gptq.")] = None,
     budget: Annotated[
         list[str] | None,
         typer.Option(help="Limit of a resource, e.g. weights=50% or bit_operations='3 GBOPs'; may be given again."),
@@ -84,6 +85,7 @@ def quantize(
         "shift_negative": shift_negative,
         "bias_correction": bias_correction,
         "gain_correction": gain_correction,
+        "rounding": rounding,
     }
     options = {name: value for name, value in given.items() if value is not None}
     quantize_to_folder(

@@ -6,10 +6,12 @@ from detent.config.budget import Budget
 from detent.config.mixed_precision import MixedPrecisionConfig
 from detent.config.preprocessing import Preprocessing, RawType, Resize, assign_records, resolve_preprocessing
 from detent.config.quantization import ActivationMetric, QuantizationConfig, WeightsGrid, WeightsMetric
+from detent.config.rounding import GptqConfig
 
 __all__ = [
     "ActivationMetric",
     "Budget",
+    "GptqConfig",
     "MixedPrecisionConfig",
     "Preprocessing",
     "QuantizationConfig",

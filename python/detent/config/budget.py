@@ -123,10 +123,6 @@ class Budget(FrozenModel):
             found[name] = number * whole if relative else number
         return found
 
-    def differences(self) -> dict[str, Any]:
-        """The limits that are given, as plain data; `Budget(**differences)` restores."""
-        return {name: value for name, value in self if value is not None}
-
     @classmethod
     def resolve(cls, budget: Budget | Mapping[str, Any]) -> Budget:
         """A budget from what a user gives for one: itself, or a mapping of its limits.

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from detent._validation import FrozenModel, config_error
+from detent.config.rounding import GptqConfig
 from detent.errors import ConfigError
 
 __all__ = ["ActivationMetric", "QuantizationConfig", "WeightsGrid", "WeightsMetric"]
@@ -75,6 +76,9 @@ class QuantizationConfig(FrozenModel):
             `"least_squares"` for the least error at the layer's output, `"second_moment"` so that its variance stays;
             `"none"`. Needs moments of the layers' inputs. `"auto"` is the first for kernels of fewer than 8 bits, where
             there are moments.
+        rounding: how kernels go to their grids: `"nearest"`, or `"gptq"`, in closed form for the least error at the
+            layers' outputs (`detent.round_kernels`, which `detent.quantize` calls).
+        gptq: options of that.
         moment_samples: calibration samples that moments are collected from.
         bias_correction_samples: calibration samples for the sequential one; a quarter of them judge it.
 
@@ -110,6 +114,8 @@ class QuantizationConfig(FrozenModel):
     activation_bias_correction: bool = False
     activation_bias_correction_threshold: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     gain_correction: Literal["auto", "none", "least_squares", "second_moment"] = "auto"
+    rounding: Literal["nearest", "gptq"] = "nearest"
+    gptq: GptqConfig = GptqConfig()
     moment_samples: Annotated[int, Field(ge=1)] = 256
     bias_correction_samples: Annotated[int, Field(ge=2)] = 256
 
@@ -221,13 +227,12 @@ class QuantizationConfig(FrozenModel):
         return "least_squares" if bits < FEW_BITS else "none"
 
     def samples_kept(self, *, moments: bool, sequential: bool) -> int:
-        """How many samples are read again after calibration, from the beginning, for either or both of these."""
-        return max(self.moment_samples if moments else 0, self.bias_correction_samples if sequential else 0)
-
-    def differences(self) -> dict[str, Any]:
-        """The options that differ from their defaults, as plain data; `QuantizationConfig(**differences)` restores."""
-        fields = type(self).model_fields
-        return {name: value for name, value in self if value != fields[name].default}
+        """How many samples are read again after calibration, from the beginning, for what is wanted of these."""
+        return max(
+            self.moment_samples if moments else 0,
+            self.bias_correction_samples if sequential else 0,
+            self.gptq.samples if self.rounding == "gptq" else 0,
+        )
 
     def __repr_args__(self) -> list[tuple[str | None, Any]]:
         return list(self.differences().items())

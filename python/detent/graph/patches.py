@@ -17,8 +17,9 @@ import torch
 from detent.graph.graph import GraphNode
 from detent.graph.roles import argument
 from detent.graph.shapes import concrete_shape
+from detent.graph.shifts import COMPENSATED
 
-__all__ = ["Windows", "has_rows", "kernel_rows", "sum_by_step"]
+__all__ = ["Windows", "added_to_patches", "has_rows", "kernel_rows", "sum_by_step"]
 
 Array = npt.NDArray[Any]
 Integers = npt.NDArray[np.int64]
@@ -56,6 +57,19 @@ def sum_by_step(layer: GraphNode, of_rows: npt.NDArray[np.float64], *, one_step:
     if layer.kind == "conv_transposed":
         return np.asarray(of_rows.sum(axis=-2))
     return of_rows.reshape(*of_rows.shape[:-2], -1)
+
+
+def added_to_patches(layer: GraphNode, kernel_shape: tuple[int, ...]) -> npt.NDArray[np.float32] | None:
+    """What a rewrite added to the patches of a layer's input, float32 `[groups, 1, d]`; None if nothing.
+
+    It is known beforehand, and taken back through the bias when a plan is applied.
+    """
+    if COMPENSATED not in layer.node.meta:
+        return None
+    taps = math.prod(kernel_shape[2:])
+    channels = kernel_shape[0] if layer.kind == "conv_transposed" else layer.groups * kernel_shape[1]
+    amount = np.broadcast_to(layer.node.meta[COMPENSATED], channels).reshape(layer.groups, 1, -1)
+    return np.repeat(amount, taps, axis=2).astype(np.float32)
 
 
 class Windows:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Final
 
@@ -13,8 +12,7 @@ import torch
 from detent.errors import CalibrationError, ConfigError
 from detent.graph import Graph, GraphNode
 from detent.graph.executor import Executor, Observer
-from detent.graph.patches import Windows, has_rows
-from detent.graph.shifts import COMPENSATED
+from detent.graph.patches import Windows, added_to_patches, has_rows
 from detent.graph.side_by_side import sharing_cores
 from detent.kernels.products import moments
 from detent.records.moments import InputMoments, LayerMoments
@@ -136,7 +134,8 @@ class _Tally:
         self.source = source
         self.count = 0
         self._windows = Windows(layer, tuple(kernel.shape))
-        self._taps = math.prod(kernel.shape[2:])
+        # A rewrite may add to the patches what is taken back when the plan is applied.
+        self._added = added_to_patches(layer, tuple(kernel.shape))
         outputs = kernel.shape[0] if layer.kind != "conv_transposed" else kernel.shape[1] * layer.groups
         self._length = kernel.numel() // outputs
         blocks = -(-self._length // _LONGEST_BLOCK)
@@ -151,8 +150,8 @@ class _Tally:
         wanted = max(_LEAST_PATCHES, _PATCHES_PER_ELEMENT * self._products.shape[-1])
         each = min(positions, -(-wanted // (batches * rows)))
         patches = self._windows.at(value, np.sort(random.permutation(positions)[:each]))
-        if COMPENSATED in self.layer.node.meta:
-            patches -= self._compensated(patches.shape[-1])  # in place, which keeps their layout
+        if self._added is not None:
+            patches -= self._added  # in place, which keeps their layout
         self.count += patches.shape[1]
         blocks, size = self._sums.shape[1:]
         if blocks == 1:
@@ -172,12 +171,6 @@ class _Tally:
         for group, block in np.ndindex(self._sums.shape[:2]):
             part = np.ascontiguousarray(full[group : group + 1, :, block * size : (block + 1) * size])
             moments(part, sums=self._sums[group, block : block + 1], products=self._products[group, block : block + 1])
-
-    def _compensated(self, length: int) -> npt.NDArray[np.float32]:
-        """What a rewrite added to the patches, element by element: it is taken back when the plan is applied."""
-        channels = self.layer.groups * length // self._taps
-        amount = np.broadcast_to(self.layer.node.meta[COMPENSATED], channels).reshape(self.layer.groups, 1, -1)
-        return np.repeat(amount, self._taps, axis=2).astype(np.float32)
 
     def merge(self, other: _Tally) -> None:
         """Add what another side has seen."""

@@ -1,0 +1,64 @@
+"""`GptqConfig`: how kernels are rounded in closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from detent._validation import FrozenModel, config_error
+from detent.errors import ConfigError
+
+__all__ = ["GptqConfig"]
+
+
+class GptqConfig(FrozenModel):
+    """Options of rounding in closed form; keyword only, immutable.
+
+    Attributes:
+        samples: calibration samples that the layers' inputs are taken from; the last quarter of them judges.
+        inputs: a layer's inputs are those that the `"quantized"` layers before it give, so that it makes up for their
+            errors as well, or the `"float"` network's, so that it answers for its own only.
+        damping: part of the mean diagonal of the Hessian that is added to its diagonal; also how firmly a kernel is
+            held to its float values where the inputs do not tell.
+        order: columns are rounded as `"given"`, or those of the greatest `"activation"` first.
+        sweeps: of coordinate descent behind that; 0 leaves it out.
+        exact_columns: rows of at most so many elements, those of depthwise layers for instance, are searched for the
+            best of all codes; 0 searches none.
+        exact_nodes: nodes of that search's tree for each row, beyond which it ends with the best codes so far.
+        seed: of the positions whose patches are taken.
+
+    Raises:
+        ConfigError: an unknown key (with a suggestion) or a value out of range.
+    """
+
+    samples: Annotated[int, Field(ge=2)] = 512
+    inputs: Literal["quantized", "float"] = "quantized"
+    damping: Annotated[float, Field(gt=0, le=1)] = 0.01
+    order: Literal["activation", "given"] = "activation"
+    sweeps: Annotated[int, Field(ge=0)] = 64
+    exact_columns: Annotated[int, Field(ge=0, le=32)] = 9
+    exact_nodes: Annotated[int, Field(ge=1)] = 100_000
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    def __init__(self, **options: Any) -> None:
+        try:
+            super().__init__(**options)
+        except ValidationError as error:
+            raise config_error(error, type(self)) from None
+
+    @classmethod
+    def resolve(cls, options: GptqConfig | Mapping[str, Any] | None) -> GptqConfig:
+        """The options from what a user gives for them.
+
+        Raises:
+            ConfigError: it is neither such options nor a mapping of them.
+        """
+        if options is None:
+            return cls()
+        if isinstance(options, cls):
+            return options
+        if isinstance(options, Mapping) and all(isinstance(name, str) for name in options):
+            return cls(**options)
+        raise ConfigError(f"`options` must be a GptqConfig or a mapping of its fields, got {type(options).__name__}")

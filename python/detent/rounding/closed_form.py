@@ -1,0 +1,90 @@
+"""Rounding of one layer in closed form: GPTQ towards what the layer should give, then code by code, or exactly.
+
+Frantar et al. 2022, arXiv:2210.17323, algorithm 1, on the Hessian of Frantar and Alistarh 2022, arXiv:2208.11580. Instead
+of the kernel, what is rounded is the kernel that suits the inputs as the quantized layers before give them
+(`rounding.objective`), held to the float kernel by the damping: W + (B - W H) (H + a I)^-1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from detent.config import GptqConfig
+from detent.kernels.factor import inverse_factor, multiply
+from detent.kernels.rounding import ColumnGrids, descend, round_columns, search_codes
+from detent.rounding.objective import Objective
+from detent.rounding.rows import KernelRows
+
+__all__ = ["Rounded", "round_kernel"]
+
+Doubles = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.float32]
+Codes = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Rounded:
+    """The codes of a kernel.
+
+    Args:
+        codes: int32, shaped like the kernel.
+        dead: columns, of all groups, whose inputs never differ: nothing tells how to round them.
+    """
+
+    codes: npt.NDArray[np.int32]
+    dead: int
+
+
+def round_kernel(kernel: Floats, rows: KernelRows, objective: Objective, options: GptqConfig) -> Rounded:
+    """Codes of a kernel for the least cost at the layer's output.
+
+    Args:
+        kernel: float32, as the layer has it.
+        rows: its rows and their grids.
+        objective: what they cost.
+        options: of the rounding.
+    """
+    of_groups, dead = [], 0
+    for group, (weights, grids) in enumerate(zip(rows.of(kernel), rows.grids(), strict=True)):
+        hessian = objective.hessian[group]
+        diagonal = np.diagonal(hessian)
+        dead += int((diagonal <= 0).sum())
+        amount = options.damping * (float(diagonal.mean()) or 1.0)
+        damped = hessian + amount * np.eye(len(hessian))
+        target = _target(weights, objective.cross[group], hessian, damped)
+        of_groups.append(_round(target, damped, grids, options))
+    return Rounded(codes=rows.back(np.stack(of_groups)), dead=dead)
+
+
+def _target(weights: Floats, cross: Doubles, hessian: Doubles, damped: Doubles) -> Floats:
+    """What is to be rounded, float32 `[rows, d]`."""
+    wide = weights.astype(np.float64)
+    missing = cross - multiply(wide, hessian)
+    factor = inverse_factor(damped)
+    moved = multiply(multiply(missing, np.ascontiguousarray(factor.T)), factor)
+    return (wide + moved).astype(np.float32)
+
+
+def _round(target: Floats, damped: Doubles, grids: ColumnGrids, options: GptqConfig) -> Codes:
+    order = np.arange(len(damped))
+    if options.order == "activation":
+        order = np.argsort(-np.diagonal(damped), kind="stable")
+    inside = np.ascontiguousarray(damped[np.ix_(order, order)])
+    codes = np.empty(target.shape, np.int32)
+    codes[:, order] = round_columns(
+        np.ascontiguousarray(target[:, order]), inverse_factor(inside), _moved(grids, order)
+    )
+    if options.sweeps:
+        codes, _ = descend(target, damped, codes, grids, sweeps=options.sweeps)
+    if len(damped) <= options.exact_columns:
+        codes, _ = search_codes(target, damped, codes, grids, node_limit=options.exact_nodes)
+    return codes
+
+
+def _moved(grids: ColumnGrids, order: npt.NDArray[np.int64]) -> ColumnGrids:
+    if grids.group_of_column is None:
+        return grids
+    return replace(grids, group_of_column=np.ascontiguousarray(np.asarray(grids.group_of_column)[order]))
