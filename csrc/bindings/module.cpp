@@ -11,6 +11,7 @@ void register_comparison(pybind11::module_& module);
 void register_perturbation(pybind11::module_& module);
 void register_factor(pybind11::module_& module);
 void register_products(pybind11::module_& module);
+void register_rounding(pybind11::module_& module);
 void register_statistics(pybind11::module_& module);
 void register_histogram_search(pybind11::module_& module);
 void register_weight_search(pybind11::module_& module);
@@ -28,6 +29,7 @@ PYBIND11_MODULE(_core, module) {
   detent::bindings::register_perturbation(module);
   detent::bindings::register_factor(module);
   detent::bindings::register_products(module);
+  detent::bindings::register_rounding(module);
   detent::bindings::register_statistics(module);
   detent::bindings::register_histogram_search(module);
   detent::bindings::register_weight_search(module);

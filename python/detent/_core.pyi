@@ -67,6 +67,31 @@ def multiply(a: _Array, b: _Array) -> npt.NDArray[np.float64]: ...
 def moments(x: _Array, sums: npt.NDArray[np.float64], products: npt.NDArray[np.float64]) -> None: ...
 def forms(a: _Array, g: _Array, b: _Array | None = None) -> npt.NDArray[np.float64]: ...
 
+# bind_rounding.cpp
+def round_columns(
+    weights: _Array,
+    factor: _Array,
+    scale: _Array,
+    zero_point: _Array | None,
+    table: _Array | None,
+    group_of_column: _Array | None,
+    qmin: int,
+    qmax: int,
+) -> npt.NDArray[np.int32]: ...
+def descend(
+    weights: _Array,
+    hessian: _Array,
+    codes: _Array,
+    linear: _Array | None,
+    sweeps: int,
+    scale: _Array,
+    zero_point: _Array | None,
+    table: _Array | None,
+    group_of_column: _Array | None,
+    qmin: int,
+    qmax: int,
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]: ...
+
 # bind_statistics.cpp
 class StatisticsAccumulator:
     def __init__(self, channel_axis: int | None) -> None: ...
