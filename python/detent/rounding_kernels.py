@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -15,7 +15,7 @@ from detent.correcting import samples_held
 from detent.errors import CalibrationError
 from detent.graph import Graph, GraphNode
 from detent.graph.biases import correctable_layers
-from detent.graph.patches import added_to_patches, has_rows
+from detent.graph.patches import added_to_patches, has_rows, kernel_rows
 from detent.graph.placement import Placement, WeightPoint, place
 from detent.quantized import assemble
 from detent.records.codes import KernelCodes
@@ -120,9 +120,7 @@ class _Rounding:
         return node if why is None else None
 
     def _length(self, node: GraphNode) -> int:
-        kernel = self._kernel(node)
-        outputs = kernel.shape[1] * node.groups if node.kind == "conv_transposed" else kernel.shape[0]
-        return kernel.size // outputs
+        return int(kernel_rows(node, self._kernel(node)).shape[2])
 
     def _kernel(self, node: GraphNode) -> Floats:
         assert node.weight is not None

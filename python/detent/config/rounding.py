@@ -33,7 +33,7 @@ class GptqConfig(FrozenModel):
         ConfigError: an unknown key (with a suggestion) or a value out of range.
     """
 
-    samples: Annotated[int, Field(ge=2)] = 512
+    samples: Annotated[int, Field(ge=2)] = 1024
     inputs: Literal["quantized", "float"] = "quantized"
     damping: Annotated[float, Field(gt=0, le=1)] = 0.01
     order: Literal["activation", "given"] = "activation"

@@ -1,7 +1,7 @@
 """Rounding of one layer in closed form: GPTQ towards what the layer should give, then code by code, or exactly.
 
-Frantar et al. 2022, arXiv:2210.17323, algorithm 1, on the Hessian of Frantar and Alistarh 2022, arXiv:2208.11580. Instead
-of the kernel, what is rounded is the kernel that suits the inputs as the quantized layers before give them
+Frantar et al. 2022, arXiv:2210.17323, algorithm 1, on the Hessian of Frantar and Alistarh 2022, arXiv:2208.11580. Not the
+kernel itself is rounded but the one that suits the inputs as the quantized layers before give them
 (`rounding.objective`), held to the float kernel by the damping: W + (B - W H) (H + a I)^-1.
 """
 
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from detent.config import GptqConfig
 from detent.kernels.factor import inverse_factor, multiply
-from detent.kernels.rounding import ColumnGrids, descend, round_columns, search_codes
+from detent.kernels.rounding import ColumnGrids, descend, round_columns
 from detent.rounding.objective import Objective
 from detent.rounding.rows import KernelRows
 
@@ -79,8 +79,6 @@ def _round(target: Floats, damped: Doubles, grids: ColumnGrids, options: GptqCon
     )
     if options.sweeps:
         codes, _ = descend(target, damped, codes, grids, sweeps=options.sweeps)
-    if len(damped) <= options.exact_columns:
-        codes, _ = search_codes(target, damped, codes, grids, node_limit=options.exact_nodes)
     return codes
 
 

@@ -31,8 +31,8 @@ __all__ = ["Settled", "Swept", "sweep"]
 _SIDE_BY_SIDE: Final = 4
 """Batches that run at the same time, at most."""
 _LEAST_PATCHES: Final = 8192
-_MOST_PATCHES: Final = 16384
-_PATCHES_PER_ELEMENT: Final = 8
+_MOST_PATCHES: Final = 32768
+_PATCHES_PER_ELEMENT: Final = 48
 """Patches seen for each element of a patch, within these bounds."""
 
 Floats = npt.NDArray[np.float32]

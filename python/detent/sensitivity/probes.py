@@ -182,7 +182,7 @@ class _Run:
         if not self.executor.draws_random_numbers:
             return False
         before = torch.get_rng_state()
-        for _ in self.executor.walk(_inputs(batch)):
+        for _ in self.executor.walk(detached(batch)):
             pass
         return not torch.equal(torch.get_rng_state(), before)
 
