@@ -25,8 +25,10 @@ from detent.mixed_precision import (
     assignment_of,
     formulate,
     overwritten,
+    raise_for_free,
     resource_model,
     resource_of,
+    solution_of,
     solve,
     widths_of,
     without_others,
@@ -239,7 +241,8 @@ def _solutions(
     """The distributions to choose among, and whether interactions are in their objective.
 
     Those of both objectives are among them if more than one is run: interactions of many tensors along few directions
-    can promise more than they keep, which samples that were not scored then tell.
+    can promise more than they keep, which samples that were not scored then tell. All are raised where the limits leave
+    room: those that differ by nothing else become one.
     """
     found: list[tuple[Solution, bool]] = []
     wanted, joint = max(1, options.evaluated), options.interactions and problem.factors is not None
@@ -254,6 +257,10 @@ def _solutions(
                 distinct=distinct,
                 start=start,
             )
+            raised = dict.fromkeys(raise_for_free(problem, one.assignment) for one in solutions)
+            bound = solutions[0].bound
+            solutions = [solution_of(problem, one, bound, interactions) for one in raised]
+            solutions.sort(key=lambda one: (one.objective, one.assignment))
             known = {solution.assignment for solution, _ in found}
             found += [(solution, interactions) for solution in solutions if solution.assignment not in known]
     return found

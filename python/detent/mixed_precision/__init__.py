@@ -8,8 +8,9 @@ from detent.mixed_precision.latency import LatencyTable, latencies, latency_tabl
 from detent.mixed_precision.model import ResourceModel, resource_model, resources
 from detent.mixed_precision.overwrite import overwritten, without_others
 from detent.mixed_precision.problem import Problem, Row, Slot
+from detent.mixed_precision.raising import raise_for_free
 from detent.mixed_precision.slots import FLOAT_BITS, activation_slots
-from detent.mixed_precision.solve import Solution, solve
+from detent.mixed_precision.solve import Solution, solution_of, solve
 
 __all__ = [
     "FLOAT_BITS",
@@ -26,9 +27,11 @@ __all__ = [
     "latencies",
     "latency_table",
     "overwritten",
+    "raise_for_free",
     "resource_model",
     "resource_of",
     "resources",
+    "solution_of",
     "solve",
     "widths_of",
     "without_others",

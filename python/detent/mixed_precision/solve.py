@@ -14,7 +14,7 @@ from detent.mixed_precision.amounts import additive_error, joint_error, next_wid
 from detent.mixed_precision.joint import find_joint
 from detent.mixed_precision.problem import Problem
 
-__all__ = ["Solution", "solve"]
+__all__ = ["Solution", "solution_of", "solve"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,11 +74,19 @@ def solve(
         found = find_joint(problem, gap=gap, deadline_s=deadline_s, distinct=distinct, start=start)
     else:
         found = find_least(problem, problem.costs, gap=gap, deadline_s=deadline_s, distinct=distinct, start=start)
-    solutions = [_solution(problem, assignment, found.bound, interactions) for assignment in found.assignments]
+    solutions = [solution_of(problem, assignment, found.bound, interactions) for assignment in found.assignments]
     return sorted(solutions, key=lambda solution: (solution.objective, solution.assignment))
 
 
-def _solution(problem: Problem, assignment: tuple[int, ...], bound: float, interactions: bool) -> Solution:
+def solution_of(problem: Problem, assignment: tuple[int, ...], bound: float, interactions: bool) -> Solution:
+    """The figures of an assignment.
+
+    Args:
+        problem: that it is of.
+        assignment: within the limits.
+        bound: no assignment within the limits has a lower error.
+        interactions: whether errors add up or cancel.
+    """
     error = joint_error if interactions else additive_error
     objective = error(problem, assignment)
     bound = max(0.0, min(bound, objective))
