@@ -27,14 +27,11 @@ from detent.corrections.output import Batches, Outputs, Stepped
 from detent.errors import CalibrationError
 from detent.graph import Graph, GraphNode
 from detent.graph.clamps import limits_behind
-from detent.graph.side_by_side import sharing_cores
+from detent.graph.side_by_side import sharing_cores, worker_count
 from detent.kernels.comparison import differences, distances
 from detent.records.correction import BiasCorrection
 
 __all__ = ["Sequential", "correct_sequentially"]
-
-_SIDE_BY_SIDE = 4
-"""Batches that run at the same time, at most."""
 
 Doubles = npt.NDArray[np.float64]
 Floats = npt.NDArray[np.float32]
@@ -86,10 +83,8 @@ def correct_sequentially(
     pairs = [_Pair(floats, theirs, batch) for batch in batches]
     found = Sequential(corrections={}, notes=[], outputs=[])
     worse = []
-    # Operators that draw random numbers would draw others if two batches ran at the same time.
-    alone = floats.draws_random_numbers or theirs.draws_random_numbers
-    workers = 1 if alone else min(_SIDE_BY_SIDE, torch.get_num_threads())
-    with sharing_cores(workers, "detent-correct") as pool:
+    in_order = floats.draws_random_numbers or theirs.draws_random_numbers
+    with sharing_cores(worker_count(in_order=in_order), "detent-correct") as pool:
         for done, (name, node) in enumerate(zip(layers, nodes, strict=True), 1):
             seen = _Seen.of(graph, node)
             sums = list(pool.map(_Pair.advance, pairs, repeat(seen)))

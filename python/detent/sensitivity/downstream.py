@@ -19,11 +19,10 @@ from detent.graph import Graph, GraphNode
 from detent.graph.executor import Executor
 from detent.graph.layouts import BatchLayout
 from detent.graph.names import NAME
-from detent.graph.roles import argument, argument_names
 from detent.graph.shapes import is_tensor
 from detent.records.grid import Grid
 from detent.sensitivity.candidates import KernelChange, Slot
-from detent.sensitivity.replaced import Changed, Repeated, Rounded
+from detent.sensitivity.replaced import Changed, Repeated, Rounded, WithKernel
 
 __all__ = ["Downstream", "FloatValues", "Network"]
 
@@ -52,8 +51,7 @@ class Network:
         for node in reversed(self.nodes):
             if node in self.seen:
                 self.seen.update(node.all_input_nodes)
-        read = {source for node in self.varying for source in node.all_input_nodes}
-        constants = [node for node in self.nodes if node in read and node not in self.varying]
+        constants = [node for node in self.nodes if node not in self.varying]
         self.constants: dict[fx.Node, Any] = {}
         executor = Executor(graph.module, constants, graph.name_of)
         executor.show_constants(lambda place, value: self.constants.update({constants[place]: value}))
@@ -228,25 +226,29 @@ class _Builder:
         """The layer with other kernels."""
         assert layer.op is not None
         assert layer.weight is not None
-        given = {name: argument(layer.node, name) for name in argument_names(layer.node)}
-        name = layer.op.data[0] if layer.op.data else next(iter(given))
-        data = given[name]
-        kernel = self._network.constants[layer.weight]
-        module = Changed(layer, kernel, changes, copied=data in self.made)
+        altered = WithKernel(layer)
+        data = altered.given[altered.data]
+        module = Changed(layer, self._network.constants[layer.weight], changes, copied=data in self.made)
         # The module has kernels of its own, and makes what it needs of data that no candidate changes.
-        others = {key: value for key, value in given.items() if key not in (name, layer.op.weight)}
+        others = {key: value for key, value in altered.given.items() if key not in (altered.data, altered.weight)}
         arguments = {key: fx.node.map_arg(value, self._reading) for key, value in others.items()}
-        self.made[layer.node] = self._call(module, (self.made.get(data) or self._source(data),), arguments, layer.node)
+        self.made[layer.node] = self._call(module, (self._unrepeated(data),), arguments, layer.node)
 
     def round(self, node: fx.Node, grids: Sequence[Grid]) -> None:
         """The value, made anew or float, rounded."""
         module = Rounded(grids, copied=node in self.made)
-        self.made[node] = self._call(module, (self.made.get(node) or self._source(node),), {}, node)
+        self.made[node] = self._call(module, (self._unrepeated(node),), {}, node)
 
     def executor(self, watched: Sequence[fx.Node]) -> Executor:
         """The finished network."""
         module = _Uncompiled(self._attributes, self._graph)
         return Executor(module, watched, lambda node: str(node.meta.get(NAME, node.name)))
+
+    def _unrepeated(self, node: fx.Node) -> fx.Node:
+        """What a module reads that makes of one value what each candidate needs."""
+        if node in self.made:
+            return self.made[node]
+        return self._reading(node) if node in self._network.constants else self._source(node)
 
     def _reading(self, node: fx.Node) -> fx.Node:
         if node in self.made:

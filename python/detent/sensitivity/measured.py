@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import repeat
-from typing import Final, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from detent.config.mixed_precision import Distance, Weighting
 from detent.errors import CalibrationError, ConfigError
 from detent.graph import Graph
 from detent.graph.placement import Placement
-from detent.graph.side_by_side import sharing_cores
+from detent.graph.side_by_side import sharing_cores, worker_count
 from detent.records.plan import QuantPlan
 from detent.records.sensitivity import SensitivityTable, TensorSensitivity
 from detent.sensitivity.candidates import Candidates, Slot
@@ -31,9 +31,6 @@ from detent.sensitivity.interest import Interest, choose
 from detent.sensitivity.units import samples_in
 
 __all__ = ["points_of_interest", "score_by_measuring"]
-
-_SIDE_BY_SIDE: Final = 4
-"""Tensors whose candidates run at the same time, at most."""
 
 Batches = Sequence[Sequence[torch.Tensor]]
 Doubles = npt.NDArray[np.float64]
@@ -217,7 +214,7 @@ class _Run:
         sizes = [figures["sizes"] for figures in finished.batches]
         lost = [[figures[f"lost.{slot}"] for figures in finished.batches] for slot in range(len(self._slots))]
         show(len(sizes))
-        with sharing_cores(min(_SIDE_BY_SIDE, torch.get_num_threads()), "detent-measure") as pool:
+        with sharing_cores(worker_count(), "detent-measure") as pool:
             for batch in batches[len(sizes) :]:
                 samples = samples_in(self._graph, batch)
                 values = floats(batch)

@@ -23,19 +23,18 @@ from detent.errors import CalibrationError, ConfigError
 from detent.graph import Graph
 from detent.graph.executor import Executor
 from detent.graph.placement import Placement
-from detent.graph.side_by_side import sharing_cores
+from detent.graph.side_by_side import sharing_cores, worker_count
 from detent.records.plan import QuantPlan
 from detent.records.sensitivity import SensitivityTable, TensorSensitivity
 from detent.sensitivity.candidates import Candidates, Slot
 from detent.sensitivity.checkpoint import FinishedBatches
 from detent.sensitivity.directions import Loss, directions, fisher
 from detent.sensitivity.taps import Gradients, tap_of_grids, tap_of_kernel
-from detent.sensitivity.units import detached, samples_in
+from detent.sensitivity.units import detached, float_outputs, samples_in
 
 __all__ = ["score_by_probes"]
 
-_SIDE_BY_SIDE: Final = 4
-"""Batches that run at the same time, at most."""
+_MEASURE: Final = 'measure instead: mixed_precision={"scores": "measured"}'
 
 Batches = Sequence[Sequence[torch.Tensor]]
 Doubles = npt.NDArray[np.float64]
@@ -84,8 +83,7 @@ def score_by_probes(
                 "the network draws random numbers, so that a scoring that continues would differ",
                 remedy="put the model in evaluation mode, or leave `checkpoint` out",
             )
-    # Operators that draw random numbers would draw others if two batches ran at the same time.
-    workers = 1 if run.executor.draws_random_numbers else min(_SIDE_BY_SIDE, torch.get_num_threads())
+    workers = worker_count(in_order=run.executor.draws_random_numbers)
     found = [_Found.of(figures, len(candidates.slots)) for figures in finished.batches]
     show(len(found))
     with sharing_cores(workers, "detent-probe") as pool:
@@ -167,7 +165,7 @@ class _Run:
         self._values = {name: graph.find(name) for name in candidates.values}
         sources = [layer.data[0] for layer in self._layers.values()]
         nodes = [item.node for item in (*self._layers.values(), *self._values.values())]
-        self._outputs = _float_outputs(graph)
+        self._outputs = float_outputs(graph, f"return what comes before it, or {_MEASURE}")
         # A direction is drawn for each sample, or for a whole batch if an output is of all samples together.
         layouts = [graph.find(graph.name_of(node)).batch for node in self._outputs]
         self._mixed = any(layout is None or layout.outer is None for layout in layouts)
@@ -234,7 +232,7 @@ class _Run:
         except (RuntimeError, NotImplementedError) as error:
             raise ConfigError(
                 f"the network cannot be differentiated: {error}",
-                remedy='measure instead: mixed_precision={"scores": "measured"}',
+                remedy=_MEASURE,
             ) from error
 
     def _tap(self, node: fx.Node, value: torch.Tensor, kept: dict[fx.Node, torch.Tensor], gradients: Gradients) -> None:
@@ -287,25 +285,3 @@ class _Run:
         if not np.isfinite(energy):
             raise CalibrationError("the output holds NaN or infinity", where=self._graph.name_of(node))
         return energy
-
-
-def _float_outputs(graph: Graph) -> list[fx.Node]:
-    """The outputs that can have a gradient.
-
-    Raises:
-        ConfigError: there are none.
-    """
-    reached: set[fx.Node] = set()
-    for node in graph.module.graph.nodes:
-        if node.op == "placeholder" or any(source in reached for source in node.all_input_nodes):
-            reached.add(node)
-    found = [graph.find(graph.name_of(node)) for node in dict.fromkeys(graph.outputs()) if node in reached]
-    floats = [item.node for item in found if item.is_float]
-    if not floats:
-        kinds = ", ".join(f"{item.name} ({item.dtype})" for item in found)
-        raise ConfigError(
-            "no output of the network carries a gradient",
-            where=kinds or None,
-            remedy='return what comes before it, or measure: mixed_precision={"scores": "measured"}',
-        )
-    return floats

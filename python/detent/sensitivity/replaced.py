@@ -5,7 +5,7 @@ Copies follow each other along the batch axis, which is axis 0 then.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,11 +13,11 @@ from torch import nn
 
 import detent.graph.operators  # noqa: F401  (registers torch.ops.detent)
 from detent.graph import GraphNode
-from detent.graph.roles import argument_names
+from detent.graph.roles import argument, argument_names
 from detent.records.grid import Grid
 from detent.sensitivity.candidates import KernelChange
 
-__all__ = ["Changed", "Repeated", "Rounded"]
+__all__ = ["Changed", "Repeated", "Rounded", "WithKernel"]
 
 
 class Repeated(nn.Module):
@@ -51,6 +51,40 @@ class Rounded(nn.Module):
         return _joined([function(part, *rest) for part, (function, rest) in zip(parts, self._calls, strict=True)])
 
 
+class WithKernel:
+    """A layer that runs with any kernel, and adds to its output channels.
+
+    Args:
+        layer: the layer.
+    """
+
+    def __init__(self, layer: GraphNode) -> None:
+        assert layer.op is not None
+        assert layer.op.weight is not None
+        self._function: Any = layer.node.target
+        self._axis = layer.channel_axis
+        self.data = layer.op.data[0] if layer.op.data else argument_names(layer.node)[0]
+        self.weight = layer.op.weight
+        self.bias = layer.op.bias
+        self.given = {name: argument(layer.node, name) for name in argument_names(layer.node)}
+
+    def run(
+        self, data: torch.Tensor, kernel: torch.Tensor, shift: torch.Tensor | None, others: Mapping[str, Any]
+    ) -> torch.Tensor:
+        """The output.
+
+        Args:
+            data: the layer's input.
+            kernel: its kernel.
+            shift: what is added to each output channel, `[channels]`.
+            others: its other arguments by name.
+        """
+        output: torch.Tensor = self._function(**{**others, self.data: data, self.weight: kernel})
+        if shift is not None:
+            output.add_(shift.reshape([-1 if i == self._axis else 1 for i in range(output.dim())]))
+        return output
+
+
 class Changed(nn.Module):
     """A layer with the kernel of every candidate, and what it adds to the output channels.
 
@@ -65,28 +99,17 @@ class Changed(nn.Module):
         self, layer: GraphNode, kernel: torch.Tensor, changes: Sequence[KernelChange], *, copied: bool
     ) -> None:
         super().__init__()
-        assert layer.op is not None
-        assert layer.op.weight is not None
-        self._function: Any = layer.node.target
-        self._data = layer.op.data[0] if layer.op.data else argument_names(layer.node)[0]
-        self._weight = layer.op.weight
+        self._layer = WithKernel(layer)
         self._copied = copied
         self._kernels = [torch.empty_like(kernel).copy_(kernel + change.kernel) for change in changes]
         shifts = [change.shifts.get(layer.name) for change in changes]
         self._shifts = [None if shift is None else torch.tensor(shift) for shift in shifts]
-        self._axis = layer.channel_axis
 
     def forward(self, data: torch.Tensor, **others: Any) -> torch.Tensor:
         """The outputs, one after the other, from the layer's input and its other arguments by name."""
-        outputs = []
-        for part, kernel, shift in zip(
-            _parts(data, len(self._kernels), self._copied), self._kernels, self._shifts, strict=True
-        ):
-            output = self._function(**{**others, self._data: part, self._weight: kernel})
-            if shift is not None:
-                output.add_(shift.reshape([-1 if i == self._axis else 1 for i in range(output.dim())]))
-            outputs.append(output)
-        return _joined(outputs)
+        parts = _parts(data, len(self._kernels), self._copied)
+        every = zip(parts, self._kernels, self._shifts, strict=True)
+        return _joined([self._layer.run(part, kernel, shift, others) for part, kernel, shift in every])
 
 
 def _rounding(grid: Grid) -> tuple[Any, tuple[Any, ...]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,10 +10,10 @@ import torch
 
 from detent.errors import CalibrationError
 from detent.graph import GraphNode
-from detent.graph.roles import argument, argument_names
 from detent.kernels.perturbation import TensorGrid, dots, perturbations
 from detent.records.grid import Grid
 from detent.sensitivity.candidates import KernelChange, Slot
+from detent.sensitivity.replaced import WithKernel
 
 __all__ = ["Gradients", "Tap", "tap_of_grids", "tap_of_kernel"]
 
@@ -24,8 +23,16 @@ Tap = Callable[[torch.Tensor], Doubles]
 
 
 def tap_of_kernel(layer: GraphNode, data: torch.Tensor, changes: Sequence[KernelChange]) -> Tap:
-    """What changes of its kernel do at a layer's output."""
-    return _tap_of_known(layer, [_changed_output(layer, data, change) for change in changes])
+    """What changes of its kernel do at a layer's output: it is the layer with a change for its kernel."""
+    altered = WithKernel(layer)
+    others = altered.given if altered.bias is None else {**altered.given, altered.bias: None}
+    shifts = [change.shifts.get(layer.name) for change in changes]
+    with torch.no_grad():
+        outputs = [
+            altered.run(data, change.kernel, None if shift is None else torch.tensor(shift), others)
+            for change, shift in zip(changes, shifts, strict=True)
+        ]
+    return _tap_of_known(layer, outputs)
 
 
 def tap_of_grids(item: GraphNode, value: torch.Tensor, grids: Sequence[Grid]) -> Tap:
@@ -96,24 +103,6 @@ class Gradients:
 
     def _zeros(self) -> list[Doubles]:
         return [np.zeros((len(slot.bits), self._samples)) for slot in self._slots]
-
-
-def _changed_output(layer: GraphNode, data: torch.Tensor, change: KernelChange) -> torch.Tensor:
-    """A layer's output with a kernel's change for its kernel, and the shift of its channels."""
-    assert layer.op is not None
-    assert layer.op.weight is not None
-    given: dict[str, Any] = {name: argument(layer.node, name) for name in argument_names(layer.node)}
-    given |= {layer.op.data[0] if layer.op.data else next(iter(given)): data, layer.op.weight: change.kernel}
-    if layer.op.bias is not None:
-        given[layer.op.bias] = None
-    shift = change.shifts.get(layer.name)
-    with torch.no_grad():
-        changed: torch.Tensor = layer.node.target(**given)  # type: ignore[operator]
-        if shift is not None:
-            changed.add_(
-                torch.tensor(shift).reshape([-1 if i == layer.channel_axis else 1 for i in range(changed.dim())])
-            )
-    return changed
 
 
 def _by_sample(item: GraphNode, gradient: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

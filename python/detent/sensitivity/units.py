@@ -26,6 +26,7 @@ Batch = Sequence[torch.Tensor]
 def split(graph: Graph, batches: Sequence[Batch]) -> list[Batch]:
     """The batches as units, in order."""
     mixed = any(item.batch is not None and item.batch.outer is None for item in graph.nodes())
+    mixed = mixed or any(graph.find(graph.name_of(node)).batch is None for node in float_outputs(graph))
     # A squeeze of all axes would take the axis of a single sample with it.
     squeezed = any(node.target is torch.ops.aten.squeeze.default for node in graph.module.graph.nodes)
     if mixed or squeezed or not graph.batch.dynamic:
@@ -52,21 +53,25 @@ def detached(batch: Batch) -> list[torch.Tensor]:
     return [tensor.clone() if tensor.is_inference() else tensor.detach() for tensor in batch]
 
 
-def float_outputs(graph: Graph) -> list[fx.Node]:
-    """The outputs that can have a gradient.
+def float_outputs(graph: Graph, remedy: str = "return what comes before the argmax or rounding") -> list[fx.Node]:
+    """The outputs that can have a gradient: floating-point values that depend on the inputs.
+
+    Args:
+        graph: the network.
+        remedy: what to do about it if there are none.
 
     Raises:
         ConfigError: there are none.
     """
-    found = [graph.find(graph.name_of(node)) for node in dict.fromkeys(graph.outputs()) if node.op != "get_attr"]
-    floats = [item.node for item in found if item.is_float and item.batch is not None]
+    reached: set[fx.Node] = set()
+    for node in graph.module.graph.nodes:
+        if node.op == "placeholder" or any(source in reached for source in node.all_input_nodes):
+            reached.add(node)
+    found = [graph.find(graph.name_of(node)) for node in dict.fromkeys(graph.outputs()) if node in reached]
+    floats = [item.node for item in found if item.is_float]
     if not floats:
         kinds = ", ".join(f"{item.name} ({item.dtype})" for item in found)
-        raise ConfigError(
-            "no output of the network carries a gradient",
-            where=kinds or None,
-            remedy="return what comes before the argmax or rounding",
-        )
+        raise ConfigError("no output of the network carries a gradient", where=kinds or None, remedy=remedy)
     return floats
 
 

@@ -10,6 +10,7 @@ from detent.errors import CalibrationError, ConfigError, FormatError
 from detent.graph import Graph
 from detent.graph.executor import Executor
 from detent.graph.names import RANGE
+from detent.graph.side_by_side import worker_count
 from detent.records.files import check_writable
 from detent.records.moving import require_momentum
 from detent.records.statistics import Statistics, TensorStatistics
@@ -22,7 +23,7 @@ from detent.statistics.inputs import note
 from detent.statistics.moving import MovingMaxima
 from detent.statistics.observation import observed_values
 from detent.statistics.progress import progress_bar
-from detent.statistics.workers import Counted, Job, Workers, worker_count
+from detent.statistics.workers import Counted, Job, Workers
 
 __all__ = ["calibrate"]
 
@@ -180,8 +181,7 @@ class _Run:
 
     def count_rest(self, queue: SampleQueue, show: Callable[[int], None]) -> None:
         """Count everything the queue still has, and save what is counted if the run ends early."""
-        # Operators that draw random numbers would draw others if two batches ran at the same time.
-        # A moving maximum must see them in their order.
+        # A moving maximum must see the batches in their order too.
         in_order = self._executor.draws_random_numbers or self._momentum is not None
         earlier = None if self._checkpoint is None else self._checkpoint.statistics
         moving = None
@@ -190,7 +190,7 @@ class _Run:
             moving = MovingMaxima(self._momentum, names, None if earlier is None else earlier.moving)
         self._collectors = [
             Collector(self._observations, None if worker else earlier, moving)
-            for worker in range(1 if in_order else worker_count())
+            for worker in range(worker_count(in_order=in_order))
         ]
         self._executor.show_constants(self._collectors[0].observe)
         show(self._counted.samples)

@@ -12,18 +12,13 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Lock
-from typing import Any, Final, NamedTuple
-
-import torch
+from typing import Any, NamedTuple
 
 from detent.graph.side_by_side import sharing_cores
 from detent.statistics.batches import Batch
 from detent.statistics.collector import Collector
 
-__all__ = ["Counted", "Job", "Workers", "worker_count"]
-
-_SIDE_BY_SIDE: Final = 4
-"""Batches alive at once, at most: each holds its activations in memory. Further cores work inside a batch."""
+__all__ = ["Counted", "Job", "Workers"]
 
 
 @dataclass(frozen=True)
@@ -136,8 +131,3 @@ class Workers:
             self._idle.put(collector)
         with self._lock:
             self._counted = max(self._counted, Counted(job.before + job.samples, job.digest))
-
-
-def worker_count() -> int:
-    """Workers that keep torch's threads busy."""
-    return min(torch.get_num_threads(), _SIDE_BY_SIDE)
