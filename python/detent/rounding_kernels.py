@@ -15,8 +15,9 @@ from detent.correcting import samples_held
 from detent.errors import CalibrationError
 from detent.graph import Graph, GraphNode
 from detent.graph.biases import correctable_layers
-from detent.graph.patches import added_to_patches, has_rows, kernel_rows
+from detent.graph.patches import has_rows, kernel_rows
 from detent.graph.placement import Placement, WeightPoint, place
+from detent.graph.shifts import missing_from_bias
 from detent.quantized import assemble
 from detent.records.codes import KernelCodes
 from detent.records.correction import BiasCorrection
@@ -155,11 +156,9 @@ class _Rounding:
         self._corrections[name] = BiasCorrection(shift=wanted.astype(np.float32), method="gptq")
         former = self._plan.bias_corrections.get(name)
         shift = wanted if former is None else wanted - former.shift
-        amount = added_to_patches(layer.node, before.shape)
-        if amount is not None:
-            # The network still takes back what the former kernel made of the constant in its input.
-            shift = shift + (rows.of(before - after).astype(np.float64) * amount).sum(axis=2).reshape(-1)
-        return shift
+        # The network still takes back what the former kernel made of a constant in its input.
+        missing = missing_from_bias(layer.node, before.astype(np.float64) - after)
+        return shift if missing is None else shift + missing
 
     def _note(self, name: str, dead: int, patches: int, length: int) -> None:
         if dead:

@@ -17,7 +17,7 @@ from detent.graph.biases import per_bias_entry
 from detent.graph.channelwise import steps_of_outputs
 from detent.graph.placement import WeightPoint, place
 from detent.graph.roles import argument, argument_names
-from detent.graph.shifts import COMPENSATED, FILL
+from detent.graph.shifts import COMPENSATED, FILL, missing_from_bias
 from detent.quantized.check import check_plan
 from detent.quantized.editor import GraphEditor
 from detent.quantized.model import QuantizedModel
@@ -161,24 +161,14 @@ class _Assembly:
         self._read_bias(point, node, "codes", codes, steps, np.zeros(len(steps), np.int32))
 
     def _added_to_bias(self, point: WeightPoint, node: GraphNode) -> npt.NDArray[np.float32] | None:
-        """The plan's correction, and for a shifted input what the rounding of the kernel makes of the shift.
-
-        The float bias takes a shift s back by s sum W, but the codes compute s sum Q(W); like a zero point's, the
-        product is known beforehand.
-        """
+        """The plan's correction, and for a shifted input what the rounding of the kernel makes of the shift."""
         correction, entry = self.plan.bias_corrections.get(node.name), self.plan.weights[point.layer]
-        amount, added = node.node.meta.get(COMPENSATED), None if correction is None else correction.shift
-        if amount is None or entry.grid is None or node.weight is None:
+        added = None if correction is None else correction.shift
+        if COMPENSATED not in node.node.meta or entry.grid is None or node.weight is None:
             return added
         kernel = np.ascontiguousarray(self.graph.tensor(node.weight).detach().cpu().numpy())
-        lost = kernel.astype(np.float64) - entry.rounded(kernel)
-        if node.kind == "conv_transposed":  # [C_in, C_out / groups, 1, ...]
-            lost = lost.reshape(node.groups, -1, kernel.shape[1]).swapaxes(1, 2).reshape(-1, len(kernel) // node.groups)
-        taps = lost.reshape(len(lost), lost.shape[1], -1).sum(axis=2)  # [C_out, C_in / groups]
-        shifts = np.broadcast_to(amount, node.groups * taps.shape[1]).reshape(node.groups, -1)
-        of_outputs = np.repeat(shifts, len(taps) // node.groups, axis=0)
-        missing: npt.NDArray[np.float32] = (taps * of_outputs).sum(axis=1).astype(np.float32)
-        return missing if added is None else added + missing
+        missing = missing_from_bias(node, kernel.astype(np.float64) - entry.rounded(kernel))
+        return missing if added is None or missing is None else added + missing
 
     def _bias_steps(
         self, point: WeightPoint, node: GraphNode, source: str | None, channels: int

@@ -1,7 +1,7 @@
 """Rounding of one layer in closed form: GPTQ towards what the layer should give, then code by code, or exactly.
 
-Frantar et al. 2022, arXiv:2210.17323, algorithm 1, on the Hessian of Frantar and Alistarh 2022, arXiv:2208.11580. Not the
-kernel itself is rounded but the one that suits the inputs as the quantized layers before give them
+Frantar et al. 2022, arXiv:2210.17323, algorithm 1, on the Hessian of Frantar and Alistarh 2022, arXiv:2208.11580. What
+is rounded is not the kernel itself but the one that suits the inputs as the quantized layers before give them
 (`rounding.objective`), held to the float kernel by the damping: W + (B - W H) (H + a I)^-1.
 """
 

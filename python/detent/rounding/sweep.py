@@ -23,13 +23,11 @@ from detent.graph.executor import Executor
 from detent.graph.names import NAME
 from detent.graph.patches import Windows, added_to_patches, kernel_rows
 from detent.graph.roles import argument
-from detent.graph.side_by_side import sharing_cores
+from detent.graph.side_by_side import sharing_cores, worker_count
 from detent.rounding.objective import Objective, PatchMoments
 
 __all__ = ["Settled", "Swept", "sweep"]
 
-_SIDE_BY_SIDE: Final = 4
-"""Batches that run at the same time, at most."""
 _LEAST_PATCHES: Final = 8192
 _MOST_PATCHES: Final = 32768
 _PATCHES_PER_ELEMENT: Final = 48
@@ -112,9 +110,7 @@ def sweep(
         layer.node.name: _Sampler(graph, layer, place, len(batches), seed) for place, layer in enumerate(varying)
     }
     runs = [_Run(networks, samplers, number, batch) for number, batch in enumerate(batches)]
-    # Operators that draw random numbers would draw others if two batches ran at the same time.
-    alone = any(network.executor.draws_random_numbers for network in networks)
-    workers = 1 if alone else min(_SIDE_BY_SIDE, torch.get_num_threads())
+    workers = worker_count(in_order=any(network.executor.draws_random_numbers for network in networks))
     with sharing_cores(workers, "detent-round") as pool:
         for done, (name, sampler) in enumerate(samplers.items(), 1):
             seen = list(pool.map(_Run.advance, runs, repeat(name)))

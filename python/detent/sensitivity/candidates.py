@@ -12,6 +12,7 @@ import torch
 from detent.errors import ConfigError
 from detent.graph import Graph
 from detent.graph.placement import Placement
+from detent.graph.shifts import missing_from_bias
 from detent.records.grid import Grid
 from detent.records.plan import QuantPlan
 from detent.records.sensitivity import Role
@@ -27,7 +28,8 @@ class KernelChange:
 
     Args:
         kernel: rounded less float values, in the kernel's shape.
-        shifts: what is added to the output channels of each user, by its name.
+        shifts: what is added to the output channels of each user, by its name: corrections, and what a shifted input
+            costs a bias.
     """
 
     kernel: torch.Tensor
@@ -162,5 +164,12 @@ def _change(graph: Graph, users: Sequence[str], layer: str, plan: QuantPlan) -> 
     assert entry.grid is not None
     assert node.weight is not None
     kernel = np.ascontiguousarray(graph.tensor(node.weight).detach().cpu().numpy())
-    shifts = {user: plan.bias_corrections[user].shift for user in users if user in plan.bias_corrections}
-    return KernelChange(kernel=torch.from_numpy(entry.rounded(kernel) - kernel), shifts=shifts)
+    rounded = entry.rounded(kernel)
+    shifts = {}
+    for user in users:
+        correction = plan.bias_corrections.get(user)
+        missing = missing_from_bias(graph.find(user), kernel.astype(np.float64) - rounded)
+        parts = [part for part in (None if correction is None else correction.shift, missing) if part is not None]
+        if parts:
+            shifts[user] = parts[0] if len(parts) == 1 else parts[0] + parts[1]
+    return KernelChange(kernel=torch.from_numpy(rounded - kernel), shifts=shifts)
