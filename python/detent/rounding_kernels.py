@@ -133,7 +133,7 @@ class _Rounding:
         entry, kernel = self._plan.weights[name], self._kernel(node)
         assert entry.grid is not None
         rows = KernelRows(layer=node, shape=kernel.shape, grid=entry.grid)
-        found = round_kernel(kernel, rows, learned, self._options)
+        found = round_kernel(kernel, entry.codes_of(kernel), rows, learned, self._options)
         before = entry.rounded(kernel)
         codes = KernelCodes(codes=found.codes, method="gptq", grid=entry.grid)
         better = replace(entry, codes=codes, gain=None, error=None, metric=entry.metric)

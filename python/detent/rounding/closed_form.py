@@ -8,6 +8,7 @@ is rounded is not the kernel itself but the one that suits the inputs as the qua
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,7 @@ from detent.config import GptqConfig
 from detent.kernels.factor import inverse_factor, multiply
 from detent.kernels.rounding import ColumnGrids, descend, round_columns
 from detent.rounding.objective import Objective
-from detent.rounding.rows import KernelRows
+from detent.rounding.rows import KernelRows, values_of
 
 __all__ = ["Rounded", "round_kernel"]
 
@@ -38,24 +39,28 @@ class Rounded:
     dead: int
 
 
-def round_kernel(kernel: Floats, rows: KernelRows, objective: Objective, options: GptqConfig) -> Rounded:
+def round_kernel(
+    kernel: Floats, former: npt.NDArray[Any], rows: KernelRows, objective: Objective, options: GptqConfig
+) -> Rounded:
     """Codes of a kernel for the least cost at the layer's output.
 
     Args:
         kernel: float32, as the layer has it.
+        former: its codes so far, where the search begins a second time; no row ends worse than with these.
         rows: its rows and their grids.
         objective: what they cost.
         options: of the rounding.
     """
     of_groups, dead = [], 0
-    for group, (weights, grids) in enumerate(zip(rows.of(kernel), rows.grids(), strict=True)):
+    parts = zip(rows.of(kernel), rows.of(former.astype(np.int32)), rows.grids(), strict=True)
+    for group, (weights, codes, grids) in enumerate(parts):
         hessian = objective.hessian[group]
         diagonal = np.diagonal(hessian)
         dead += int((diagonal <= 0).sum())
         amount = options.damping * (float(diagonal.mean()) or 1.0)
         damped = hessian + amount * np.eye(len(hessian))
         target = _target(weights, objective.cross[group], hessian, damped)
-        of_groups.append(_round(target, damped, grids, options))
+        of_groups.append(_round(target, damped, grids, codes, options))
     return Rounded(codes=rows.back(np.stack(of_groups)), dead=dead)
 
 
@@ -68,18 +73,26 @@ def _target(weights: Floats, cross: Doubles, hessian: Doubles, damped: Doubles) 
     return (wide + moved).astype(np.float32)
 
 
-def _round(target: Floats, damped: Doubles, grids: ColumnGrids, options: GptqConfig) -> Codes:
+def _round(target: Floats, damped: Doubles, grids: ColumnGrids, former: Codes, options: GptqConfig) -> Codes:
     order = np.arange(len(damped))
     if options.order == "activation":
         order = np.argsort(-np.diagonal(damped), kind="stable")
     inside = np.ascontiguousarray(damped[np.ix_(order, order)])
-    codes = np.empty(target.shape, np.int32)
-    codes[:, order] = round_columns(
+    found = np.empty(target.shape, np.int32)
+    found[:, order] = round_columns(
         np.ascontiguousarray(target[:, order]), inverse_factor(inside), _moved(grids, order)
     )
+    starts = [found, former]
     if options.sweeps:
-        codes, _ = descend(target, damped, codes, grids, sweeps=options.sweeps)
-    return codes
+        starts = [descend(target, damped, codes, grids, sweeps=options.sweeps)[0] for codes in starts]
+    costs = [_costs(target, damped, grids, codes) for codes in starts]
+    return np.where((costs[1] < costs[0])[:, None], starts[1], starts[0])
+
+
+def _costs(target: Floats, damped: Doubles, grids: ColumnGrids, codes: Codes) -> Doubles:
+    """What each row of codes costs, float64 `[rows]`."""
+    error = target.astype(np.float64) - values_of(grids, codes)
+    return np.asarray((multiply(error, damped) * error).sum(axis=1))
 
 
 def _moved(grids: ColumnGrids, order: npt.NDArray[np.int64]) -> ColumnGrids:

@@ -13,7 +13,7 @@ from detent.graph.patches import kernel_rows
 from detent.kernels.rounding import AffineColumns, CodebookColumns, ColumnGrids
 from detent.records.grid import Grid
 
-__all__ = ["KernelRows"]
+__all__ = ["KernelRows", "values_of"]
 
 Array = npt.NDArray[Any]
 
@@ -79,3 +79,16 @@ class KernelRows:
             qmax=grid.qmax,
             group_of_column=groups,
         )
+
+
+def values_of(grids: ColumnGrids, codes: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
+    """What codes `[rows, d]` stand for, float64."""
+    scale = np.asarray(grids.scale, np.float64)
+    groups = np.zeros(codes.shape[1], int) if grids.group_of_column is None else np.asarray(grids.group_of_column)
+    if isinstance(grids, CodebookColumns):
+        tables = np.asarray(grids.table, np.float64)
+        table = np.broadcast_to(tables, (len(codes), tables.shape[1]))
+        levels: npt.NDArray[np.float64] = np.take_along_axis(table, codes.astype(np.int64), axis=1)
+        return levels * scale[:, groups]
+    found: npt.NDArray[np.float64] = (codes - np.asarray(grids.zero_point)[:, groups]) * scale[:, groups]
+    return found
