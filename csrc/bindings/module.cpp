@@ -12,6 +12,7 @@ void register_perturbation(pybind11::module_& module);
 void register_factor(pybind11::module_& module);
 void register_products(pybind11::module_& module);
 void register_rounding(pybind11::module_& module);
+void register_soft_rounding(pybind11::module_& module);
 void register_statistics(pybind11::module_& module);
 void register_histogram_search(pybind11::module_& module);
 void register_weight_search(pybind11::module_& module);
@@ -30,6 +31,7 @@ PYBIND11_MODULE(_core, module) {
   detent::bindings::register_factor(module);
   detent::bindings::register_products(module);
   detent::bindings::register_rounding(module);
+  detent::bindings::register_soft_rounding(module);
   detent::bindings::register_statistics(module);
   detent::bindings::register_histogram_search(module);
   detent::bindings::register_weight_search(module);

@@ -92,6 +92,40 @@ def descend(
     qmax: int,
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]: ...
 
+# bind_soft_rounding.cpp
+def soft_round(
+    base: _Array, v: _Array, out: _Array | None, scale: _Array, zero_point: _Array, qmin: int, qmax: int
+) -> npt.NDArray[np.float32]: ...
+def soft_gradients(
+    gradients: _Array,
+    base: _Array,
+    v: _Array,
+    beta: float,
+    weight: float,
+    scale: _Array,
+    zero_point: _Array,
+    qmin: int,
+    qmax: int,
+) -> tuple[npt.NDArray[np.float32], float]: ...
+def soft_step(
+    gradients: _Array,
+    base: _Array,
+    v: _Array,
+    first: _Array,
+    second: _Array,
+    beta: float,
+    weight: float,
+    rate: float,
+    first_decay: float,
+    second_decay: float,
+    epsilon: float,
+    step: int,
+    scale: _Array,
+    zero_point: _Array,
+    qmin: int,
+    qmax: int,
+) -> float: ...
+
 # bind_statistics.cpp
 class StatisticsAccumulator:
     def __init__(self, channel_axis: int | None) -> None: ...
