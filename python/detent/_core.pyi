@@ -91,6 +91,19 @@ def descend(
     qmin: int,
     qmax: int,
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]: ...
+def search_codes(
+    weights: _Array,
+    hessian: _Array,
+    codes: _Array,
+    linear: _Array | None,
+    most_values: int,
+    scale: _Array,
+    zero_point: _Array | None,
+    table: _Array | None,
+    group_of_column: _Array | None,
+    qmin: int,
+    qmax: int,
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]: ...
 
 # bind_soft_rounding.cpp
 def soft_round(

@@ -16,10 +16,11 @@ import numpy.typing as npt
 from detent import _core
 from detent.kernels.arrays import ArrayLike, as_array
 
-__all__ = ["AffineColumns", "CodebookColumns", "ColumnGrids", "descend", "round_columns"]
+__all__ = ["AffineColumns", "CodebookColumns", "ColumnGrids", "descend", "round_columns", "search_codes"]
 
 Codes = npt.NDArray[np.int32]
 Counts = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -123,6 +124,47 @@ def descend(
         *_described(grids),
     )
     return better, changes
+
+
+def search_codes(
+    weights: ArrayLike,
+    hessian: ArrayLike,
+    codes: ArrayLike,
+    grids: ColumnGrids,
+    *,
+    linear: ArrayLike | None = None,
+    most_values: int = 1_000_000,
+) -> tuple[Codes, Flags]:
+    """Find the codes of least loss among all, for few columns: branch and bound after Schnorr and Euchner.
+
+    The loss is that of `descend`. Kernels of depthwise convolutions have 9 or 25 columns; what is found with more
+    depends on how good the codes are that the search begins with.
+
+    Args:
+        weights: float32 `[rows, columns]` in C order, finite, at most 64 columns.
+        hessian: H, float64 `[columns, columns]` in C order, symmetric and positive definite.
+        codes: where to begin, int32 `[rows, columns]` in C order, on their grids; `descend` gives good ones.
+        grids: the grid of each weight.
+        linear: float64 `[rows, columns]` in C order, finite; None for zeros.
+        most_values: most values that a row tries, over all its columns.
+
+    Returns:
+        Codes, int32 `[rows, columns]`, never worse than those given, and for each row whether they are proved to be the
+        best, bool `[rows]`.
+
+    Raises:
+        ValueError: a wrong dtype, shape, layout or number, or H is not positive definite; the message says which.
+        TypeError: not an array.
+    """
+    better, proved = _core.search_codes(
+        as_array(weights, "weights"),
+        as_array(hessian, "hessian"),
+        as_array(codes, "codes"),
+        None if linear is None else as_array(linear, "linear"),
+        most_values,
+        *_described(grids),
+    )
+    return better, proved
 
 
 def _described(grids: ColumnGrids) -> tuple[Any, ...]:
