@@ -22,9 +22,10 @@ from detent.quantized import assemble
 from detent.records.codes import KernelCodes
 from detent.records.correction import BiasCorrection
 from detent.records.plan import QuantPlan, TensorPlan
-from detent.rounding import KernelRows, Objective, Settled, Swept, round_kernel, sweep
+from detent.rounding import KernelRows, Objective, Rounded, Settled, Swept, round_kernel, sweep
 from detent.statistics import first_samples, progress_bar
 from detent.targets import load_target
+from detent.thresholds import avoid_ties
 
 __all__ = ["round_kernels"]
 
@@ -45,10 +46,11 @@ def round_kernels(
     """A plan whose kernels are rounded for the least error at their layers' outputs, one layer after the other.
 
     GPTQ (Frantar et al. 2022, arXiv:2210.17323) on the inputs that the quantized layers before give, towards what the
-    float layer makes of its own inputs; then coordinate descent, or the exact search where rows are short. Grids stay,
-    but for gains, which rounding makes up for. The last quarter of the samples judges: a kernel that does not gain
-    there keeps its former rounding, and a note names it. Biases take up the means, unless the plan's options say that
-    they are not to be corrected. Frozen kernels stay as they are, kernels of several layers too.
+    float layer makes of its own inputs; then coordinate descent, or the exact search where rows are short, in turn with
+    steps fitted to the codes. Gains are dropped, since rounding makes up for what they do. The last quarter of the
+    samples judges: a kernel that does not gain there keeps its former rounding, and a note names it. Biases take up the
+    means, unless the plan's options say that they are not to be corrected. Frozen kernels stay as they are, kernels of
+    several layers too.
 
     Args:
         graph: the captured network.
@@ -92,6 +94,8 @@ class _Rounding:
 
     def __init__(self, graph: Graph, plan: QuantPlan, placement: Placement, options: GptqConfig) -> None:
         self._graph, self._plan, self._options = graph, plan, options
+        self._placement = placement
+        self._tie_free = bool(plan.config.get("tie_free", True))
         self._notes: list[str] = []
         self._entries: dict[str, TensorPlan] = {}
         self._corrections: dict[str, BiasCorrection] = {}
@@ -135,8 +139,7 @@ class _Rounding:
         rows = KernelRows(layer=node, shape=kernel.shape, grid=entry.grid)
         found = round_kernel(kernel, entry.codes_of(kernel), rows, learned, self._options)
         before = entry.rounded(kernel)
-        codes = KernelCodes(codes=found.codes, method="gptq", grid=entry.grid)
-        better = replace(entry, codes=codes, gain=None, error=None, metric=entry.metric)
+        better = self._on_its_grid(name, found)
         after = better.rounded(kernel)
         self._note(name, found.dead, learned.count, rows.of(kernel).shape[2])
         if judged.cost(rows.of(after)) < judged.cost(rows.of(before)):
@@ -145,6 +148,16 @@ class _Rounding:
             self._worse.append(name)
             after = before
         return Settled(kernel=after, shift=self._corrected(layer, rows, learned, before, after))
+
+    def _on_its_grid(self, name: str, found: Rounded) -> TensorPlan:
+        """The entry of a layer with new codes; where steps were fitted, they are free of ties again as others are."""
+        entry = replace(self._plan.weights[name], grid=found.grid, gain=None, error=None)
+        if self._tie_free and found.grid is not self._plan.weights[name].grid:
+            others = [layer for layer in self._plan.weights if layer != name]
+            weights = {**self._plan.weights, name: entry}
+            entry = avoid_ties(self._graph, self._placement, self._plan.activations, weights, others)[name]
+        assert entry.grid is not None
+        return replace(entry, codes=KernelCodes(codes=found.codes, method="gptq", grid=entry.grid))
 
     def _corrected(
         self, layer: Swept, rows: KernelRows, learned: Objective, before: Floats, after: Floats

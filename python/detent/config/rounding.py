@@ -24,9 +24,10 @@ class GptqConfig(FrozenModel):
             held to its float values where the inputs do not tell.
         order: columns are rounded as `"given"`, or those of the greatest `"activation"` first.
         sweeps: of coordinate descent behind that; 0 leaves it out.
+        refits: how often the step of each channel is fitted to its codes, and these to it; not for power-of-two steps.
         exact_columns: rows of at most so many elements, those of depthwise layers for instance, are searched for the
             best of all codes; 0 searches none.
-        exact_nodes: nodes of that search's tree for each row, beyond which it ends with the best codes so far.
+        exact_values: most values that this search tries for a row; beyond, it ends with the best codes so far.
         seed: of the positions whose patches are taken.
 
     Raises:
@@ -38,8 +39,9 @@ class GptqConfig(FrozenModel):
     damping: Annotated[float, Field(gt=0, le=1)] = 0.01
     order: Literal["activation", "given"] = "activation"
     sweeps: Annotated[int, Field(ge=0)] = 64
+    refits: Annotated[int, Field(ge=0)] = 3
     exact_columns: Annotated[int, Field(ge=0, le=32)] = 9
-    exact_nodes: Annotated[int, Field(ge=1)] = 100_000
+    exact_values: Annotated[int, Field(ge=1)] = 100_000
     seed: Annotated[int, Field(ge=0)] = 0
 
     def __init__(self, **options: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,10 @@ class KernelRows:
     layer: GraphNode
     shape: tuple[int, ...]
     grid: Grid
+
+    def on(self, grid: Grid) -> KernelRows:
+        """The same rows on another grid."""
+        return replace(self, grid=grid)
 
     def of(self, kernel: Array) -> Array:
         """The rows of an array shaped like the kernel: `[groups, C_out / groups, d]`."""
