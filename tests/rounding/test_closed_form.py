@@ -105,7 +105,7 @@ def test_a_layer_without_any_signal_keeps_its_kernel() -> None:
         objective,
         hessian=np.zeros_like(objective.hessian),
         cross=np.zeros_like(objective.cross),
-        energy=np.zeros_like(objective.energy),
+        squares=0 * objective.squares,
         means=objective.means,
         outputs=objective.outputs,
         count=objective.count,
@@ -121,7 +121,7 @@ def test_columns_that_are_multiples_of_each_other_need_the_damping_only() -> Non
     hessian[0, 1], hessian[0, :, 1] = hessian[0, 0], hessian[0, :, 0]
     hessian[0, 1, 1] = hessian[0, 0, 0]
     cross[0, :, 1] = cross[0, :, 0]
-    singular = Objective(hessian=hessian, cross=cross)
+    singular = replace(objective, hessian=hessian, cross=cross)
     assert np.linalg.matrix_rank(hessian[0]) == 5
     found = round_kernel(kernel, rows.grid.codes(kernel), rows, singular, GptqConfig())
     assert np.isfinite(found.grid.scale).all()

@@ -81,7 +81,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-BOUNDS = {"symmetric": 1.05}
+BOUNDS = {"symmetric": 1.05, "uniform": 0.95}
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -120,8 +120,8 @@ def test_each_layer_was_rounded_for_the_inputs_that_the_finished_network_gives_i
         return Settled(kernel=entries[name], shift=shift.astype(np.float64))
 
     sweep(graph, quantized, layers, batches, 1, follow, seed=0)
-    # Biases of the finished network are rounded to codes of 32 bits.
-    assert again == pytest.approx(seen, rel=1e-3)
+    # Biases of the finished network are rounded to codes, whose steps are those of kernels of three bits.
+    assert again == pytest.approx(seen, rel=5e-3)
 
 
 def kernel_of(graph: detent.Graph, name: str) -> np.ndarray:
@@ -200,15 +200,8 @@ def test_a_constant_in_the_input_is_taken_back() -> None:
     plan = planned(graph, raw, weights_bits=3)
     rounded = detent.round_kernels(graph, plan, raw, progress=False)
     wanted = torch.from_numpy(record.normalize(raw.numpy()))
-    first = replace(
-        rounded,
-        activations={
-            name: replace(entry, grid=None, same_as=None, error=None, metric=None)
-            for name, entry in rounded.activations.items()
-        },
-    )
     with torch.no_grad():
-        ours, theirs = model[0](wanted), _first_output(graph, first, raw)
+        ours, theirs = model[0](wanted), _first_output(graph, rounded, raw)
     # The bias takes up the mean of every channel.
     assert torch.allclose(ours.mean((0, 2, 3)), theirs.mean((0, 2, 3)), atol=2e-2 * float(ours.std()))
 
@@ -224,7 +217,7 @@ def _first_output(graph: detent.Graph, plan: detent.QuantPlan, raw: Tensor) -> T
 def test_every_kind_of_network(name: str) -> None:
     case = MODELS[name]
     torch.manual_seed(1)
-    inputs = case.inputs(64 if case.dynamic else 2)
+    inputs = case.inputs(64 if case.dynamic else 4)
     data = [inputs if len(inputs) > 1 else inputs[0]] * (1 if case.dynamic else 4)
     graph = detent.capture(build(name), inputs[0] if len(inputs) == 1 else inputs)
     stats = detent.calibrate(graph, data, progress=False, channels=True)

@@ -62,17 +62,14 @@ def round_kernel(
         objective: what they cost.
         options: of the rounding.
     """
-    systems = [
-        _System.of(weights, objective.hessian[group], objective.cross[group], options)
-        for group, weights in enumerate(rows.of(kernel))
-    ]
+    systems = [_System.of(weights, objective, group, options) for group, weights in enumerate(rows.of(kernel))]
     begun = rows.of(former.astype(np.int32))
     parts = zip(systems, begun, rows.grids(), strict=True)
     codes = [system.round(before, grids) for system, before, grids in parts]
     for _ in range(0 if rows.grid.keeps_powers_of_two else options.refits):
         rows = rows.on(scaled(rows.grid, _fitting(systems, codes, rows)))
         codes = [system.descend(q, grids) for system, q, grids in zip(systems, codes, rows.grids(), strict=True)]
-    dead = int((np.diagonal(objective.hessian, axis1=1, axis2=2) <= 0).sum())
+    dead = int((np.diagonal(objective.hessian, axis1=1, axis2=2) <= objective.noise).sum())
     return Rounded(codes=rows.back(np.stack(codes)), grid=rows.grid, dead=dead)
 
 
@@ -104,9 +101,10 @@ class _System:
     options: GptqConfig
 
     @classmethod
-    def of(cls, weights: Floats, hessian: Doubles, cross: Doubles, options: GptqConfig) -> _System:
+    def of(cls, weights: Floats, objective: Objective, group: int, options: GptqConfig) -> _System:
         """The kernel that suits the inputs, held to the float one by the damping."""
-        amount = options.damping * (float(np.diagonal(hessian).mean()) or 1.0)
+        hessian, cross = objective.hessian[group], objective.cross[group]
+        amount = max(options.damping * float(np.diagonal(hessian).mean()), float(objective.noise[group].mean())) or 1.0
         damped = hessian + amount * np.eye(len(hessian))
         wide = weights.astype(np.float64)
         missing = cross - multiply(wide, hessian)

@@ -8,6 +8,7 @@ are central. The unrestricted best is B H^-1 and not W: a layer makes up for err
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,8 @@ from detent.kernels.factor import multiply
 from detent.kernels.products import moments
 
 __all__ = ["Objective", "PatchMoments"]
+
+_PRECISION: Final = 1e-6
 
 Doubles = npt.NDArray[np.float64]
 Floats = npt.NDArray[np.float32]
@@ -50,6 +53,7 @@ class PatchMoments:
     def objective(self, *, central: bool) -> Objective:
         """What kernels cost on these patches; moments are `central` where the bias takes up the means."""
         mean, raw = self._sums / self.count, self._products / self.count
+        squares = np.diagonal(raw, axis1=1, axis2=2).copy()
         if central:
             raw = raw - mean[:, :, None] * mean[:, None, :]
         d = self._length
@@ -58,6 +62,7 @@ class PatchMoments:
             cross=np.ascontiguousarray(raw[:, d:, :d]),
             energy=np.ascontiguousarray(np.diagonal(raw[:, d:, d:], axis1=1, axis2=2)),
             means=mean[:, :d],
+            squares=squares[:, :d],
             outputs=mean[:, d:],
             count=self.count,
         )
@@ -72,6 +77,7 @@ class Objective:
         cross: B, float64 `[groups, C_out / groups, d]`.
         energy: E y^2, float64 `[groups, C_out / groups]`.
         means: of the patches, float64 `[groups, d]`.
+        squares: their mean squares, float64 `[groups, d]`.
         outputs: means of y, float64 `[groups, C_out / groups]`.
         count: patches behind it.
     """
@@ -80,8 +86,14 @@ class Objective:
     cross: Doubles
     energy: Doubles
     means: Doubles
+    squares: Doubles
     outputs: Doubles
     count: int
+
+    @property
+    def noise(self) -> Doubles:
+        """What the sums of products leave uncertain of a variance, float64 `[groups, d]`: they are of float32."""
+        return _PRECISION * self.squares
 
     def cost(self, rows: Floats) -> float:
         """What rows `[groups, C_out / groups, d]` cost: the mean squared error of an output."""
