@@ -209,7 +209,7 @@ def test_a_constant_in_the_input_is_taken_back() -> None:
 def _first_output(graph: detent.Graph, plan: detent.QuantPlan, raw: Tensor) -> Tensor:
     module = assemble(graph, plan).graph_module
     node = next(node for node in module.graph.nodes if node.target is torch.ops.aten.conv2d.default)
-    (value,) = Stepped(module, [node]).walk([raw], {})
+    (value,) = Stepped(module, [node]).walk([raw.float()], {})
     return value
 
 

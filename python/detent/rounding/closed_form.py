@@ -103,8 +103,11 @@ class _System:
     @classmethod
     def of(cls, weights: Floats, objective: Objective, group: int, options: GptqConfig) -> _System:
         """The kernel that suits the inputs, held to the float one by the damping."""
-        hessian, cross = objective.hessian[group], objective.cross[group]
-        amount = max(options.damping * float(np.diagonal(hessian).mean()), float(objective.noise[group].mean())) or 1.0
+        hessian, cross, noise = objective.hessian[group].copy(), objective.cross[group].copy(), objective.noise[group]
+        unknown = np.diagonal(hessian) <= noise
+        hessian[unknown], hessian[:, unknown], cross[:, unknown] = 0, 0, 0
+        # What noise adds to the matrix has no eigenvalue above its trace.
+        amount = max(options.damping * float(np.diagonal(hessian).mean()), float(noise.sum())) or 1.0
         damped = hessian + amount * np.eye(len(hessian))
         wide = weights.astype(np.float64)
         missing = cross - multiply(wide, hessian)
