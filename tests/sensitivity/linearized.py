@@ -164,8 +164,9 @@ def exact_vectors(case: Scored, table: SensitivityTable, *, linear: bool = True)
     """The changes of all candidates, scaled such that their products are those that `table.gram()` estimates."""
     found = []
     outputs = [_floats(_Moved(case.graph).run(*batch)) for batch in case.batches]
-    first = [float(value.detach().double().square().sum()) for value in outputs[0]]
-    weights = [(len(first) * one) ** -0.5 for one in first]
+    every = zip(*outputs, strict=True)
+    energies = [sum(float(value.detach().double().square().sum()) for value in same) for same in every]
+    weights = [one**-0.5 for one in energies]
     energy = sum(
         float((value.detach().double() * weight).square().sum())
         for values in outputs

@@ -203,7 +203,6 @@ class Positions(nn.Module):
 
 def test_few_directions_and_batches_are_unbiased(folder: Path) -> None:
     torch.manual_seed(0)
-    # The shared embedding of positions is not seen sample by sample.
     networks = (Positions().eval(), torch.randint(0, 11, (4, 5))), (build("residual"), torch.randn(4, 4, 3, 3))
     for model, x in networks:
         case = Scored(folder, model, [x[:2], x[2:]], kernels=(4, 2), values=(4,))
@@ -212,6 +211,18 @@ def test_few_directions_and_batches_are_unbiased(folder: Path) -> None:
         deviation = found.std(0, ddof=1) / 40**0.5
         assert (np.abs(found.mean(0) - exact) <= 4 * deviation + 1e-4 * exact).all()
         assert (deviation * 40**0.5 < 2 * exact).all()
+
+
+def test_products_with_what_no_sample_decides(folder: Path) -> None:
+    torch.manual_seed(0)
+    case = Scored(folder, Positions().eval(), [torch.randint(0, 11, (6, 5)), torch.randint(0, 11, (4, 5))], values=(4,))
+    table = case.score()
+    vectors = exact_vectors(case, table)
+    exact = vectors @ vectors.T
+    sizes = np.sqrt(np.diag(exact))
+    assert np.abs(exact / np.outer(sizes, sizes) - np.eye(len(exact))).max() > 0.1  # there are products to find
+    assert (np.abs(table.gram() - exact) <= 2e-3 * np.outer(sizes, sizes)).all()
+    np.testing.assert_allclose(np.concatenate([one.scores for one in table]), np.diag(exact), rtol=1e-3)
 
 
 def test_products_are_unbiased(folder: Path) -> None:

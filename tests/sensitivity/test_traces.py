@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from detent.graph.placement import place
 from detent.records.traces import HessianTraces
 from detent.sensitivity.traces import estimate_traces
 from detent.sensitivity.units import draw
+from tests.mixed_targets import write_target
 from tests.sensitivity.exact_hessians import CASES, build, exact
 
 
@@ -69,6 +71,26 @@ def test_fewer_directions_are_right_on_average_and_know_their_error(fixed: bool,
         assert error < 0.2
         deviation = np.square([one.trace - expected.sum() for one in ones]).mean()
         assert 0.5 < deviation / np.square([one.probe_error for one in ones]).mean() < 2
+
+
+class Positions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.positions, self.head = nn.Embedding(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(x + self.positions(torch.arange(3)))).flatten(1)
+
+
+def test_a_kernel_that_is_applied_to_a_constant(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, data = Positions().eval(), torch.randn(3, 3, 4)
+    graph = detent.capture(model, data[:2])
+    placement = place(graph, detent.load_target(write_target(tmp_path)))
+    found = estimate_traces(graph, placement, [[data]], kernels=["positions", "head"], values=[], probes=6)
+    for one in found:
+        expected = exact(model, data, (one.name, "weights"), "outputs").numpy()
+        np.testing.assert_allclose(one.elements, expected, rtol=2e-4, atol=1e-6 * expected.max())
 
 
 def test_whole_batches_with_all_their_directions_are_exact() -> None:

@@ -42,13 +42,12 @@ class Interest:
     weighting: Weighting | None
     weights: Doubles
 
-    def factors(self, distances: Doubles, sizes: Doubles, first_sizes: Doubles) -> Doubles:
+    def factors(self, distances: Doubles, sizes: Doubles) -> Doubles:
         """What the distance of each item is multiplied by in a score, `[widths, items]`.
 
         Args:
             distances: averages over all samples `[widths, items]`.
             sizes: what they are relative to, averages over all samples `[items]`.
-            first_sizes: the same over the first batch.
 
         Raises:
             CalibrationError: everything that is compared is zero for all samples.
@@ -57,14 +56,11 @@ class Interest:
         known = sizes > 0
         if not known.any():
             raise CalibrationError("the outputs are zero for all samples", remedy="score on other samples")
-        if self.weighting is None:
-            # As for probes, the first batch weighs outputs against each other, and all batches give the energy.
-            weights = np.divide(1.0, first_sizes, out=np.zeros(len(sizes)), where=first_sizes > 0)
-            total = float(weights @ sizes)
-            if not total > 0:
-                raise CalibrationError("the outputs are zero in the first batch", remedy="score on other samples")
-            return factors + weights / total
         each = np.divide(1.0, sizes, out=np.zeros(len(sizes)), where=known)
+        if self.weighting is None:
+            # As for probes: outputs that are not zero count alike.
+            factors += each / known.sum()
+            return factors
         points, outputs = list(self.points), list(self.outputs)
         if points:
             weights = self._weights((distances * each)[:, points])

@@ -92,7 +92,7 @@ def score_by_measuring(
     return SensitivityTable(
         tensors=tensors,
         method=f"measuring {interest}{name}",
-        samples=sizes.all.shape[1],
+        samples=sizes.shape[1],
         probes=0,
         fingerprint=graph.fingerprint(),
     )
@@ -120,11 +120,14 @@ def points_of_interest(
     return choose(graph, points, weighting, weights)
 
 
-def _sensitivity(slot: Slot, interest: Interest, found: _Measured, sizes: _Sizes, *, errors: bool) -> TensorSensitivity:
-    items, samples = sizes.all.shape
+def _sensitivity(
+    slot: Slot, interest: Interest, found: _Measured, sizes: Doubles, *, errors: bool
+) -> TensorSensitivity:
+    """From distances, and what they are relative to, `[items, samples]`."""
+    items, samples = sizes.shape
     distances = np.zeros((len(slot.bits), items))
     distances[:, found.places] = found.lost.mean(axis=2)
-    factors = interest.factors(distances, sizes.all.mean(axis=1), sizes.first.mean(axis=1))
+    factors = interest.factors(distances, sizes.mean(axis=1))
     by_sample = np.einsum("wp,wps->ws", factors[:, found.places], found.lost)
     told = errors and samples > 1
     deviations = by_sample.std(axis=1, ddof=1) if told else np.full(len(by_sample), np.nan)
@@ -167,13 +170,6 @@ class _Measured(NamedTuple):
     lost: Doubles
 
 
-class _Sizes(NamedTuple):
-    """What distances are relative to, `[items, samples]`, of all batches and of the first."""
-
-    all: Doubles
-    first: Doubles
-
-
 class _Part(NamedTuple):
     """Candidates of a slot that run at once: their places among its widths, and what they change."""
 
@@ -204,7 +200,7 @@ class _Run:
 
     def measure(
         self, batches: Batches, show: Callable[[int], None], finished: FinishedBatches
-    ) -> tuple[list[_Measured], _Sizes]:
+    ) -> tuple[list[_Measured], Doubles]:
         """Distances of every item by every candidate, and what they are relative to."""
         parts = self._parts(batches[0])
         sources = [source for several in parts for part in several for source in part.network.sources]
@@ -228,7 +224,7 @@ class _Run:
             _Measured(list(several[0].network.places), np.concatenate(each, axis=2))
             for several, each in zip(parts, lost, strict=True)
         ]
-        return found, _Sizes(np.concatenate(sizes, axis=1), sizes[0])
+        return found, np.concatenate(sizes, axis=1)
 
     def _parts(self, batch: Sequence[torch.Tensor]) -> list[tuple[_Part, ...]]:
         stackable = self._network.stackable(batch)

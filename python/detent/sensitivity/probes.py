@@ -11,6 +11,7 @@ cancel. (Hutchinson's estimator, as in Dong et al. 2020, arXiv:1911.03852, secti
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count, repeat
 from typing import Any, Final, NamedTuple
 
@@ -28,6 +29,7 @@ from detent.records.plan import QuantPlan
 from detent.records.sensitivity import SensitivityTable, TensorSensitivity
 from detent.sensitivity.candidates import Candidates, Slot
 from detent.sensitivity.checkpoint import FinishedBatches
+from detent.sensitivity.constants import Constants
 from detent.sensitivity.directions import Loss, directions, fisher
 from detent.sensitivity.taps import Gradients, tap_of_grids, tap_of_kernel
 from detent.sensitivity.units import detached, float_outputs, samples_in
@@ -77,7 +79,6 @@ def score_by_probes(
     candidates = Candidates.of(graph, placement, plans)
     with torch.inference_mode(False):  # in which a caller may be, and which knows no gradients
         run = _Run(graph, candidates, probes, loss, seed)
-        weights = run.weights_of_outputs(batches[0])
         if finished.kept and run.draws_random_numbers(batches[0]):
             raise ConfigError(
                 "the network draws random numbers, so that a scoring that continues would differ",
@@ -87,12 +88,12 @@ def score_by_probes(
     found = [_Found.of(figures, len(candidates.slots)) for figures in finished.batches]
     show(len(found))
     with sharing_cores(workers, "detent-probe") as pool:
+        weights = run.weights_of_outputs(pool, batches)
         for one in pool.map(run.changes, batches[len(found) :], count(len(found)), repeat(weights)):
             found.append(one)
             finished.add(one.figures())
             show(len(found))
     samples = sum(one.samples for one in found)
-    # The first batch weighs outputs against each other; that they have the size of 1 in all is for all batches to say.
     # The divergence is half the quadratic form of its Hessian.
     energy = sum(one.energy for one in found) / samples if loss == "outputs" else 2.0
     if not energy > 0:
@@ -169,6 +170,9 @@ class _Run:
         # A direction is drawn for each sample, or for a whole batch if an output is of all samples together.
         layouts = [graph.find(graph.name_of(node)).batch for node in self._outputs]
         self._mixed = any(layout is None or layout.outer is None for layout in layouts)
+        # What is of all samples together anyway needs no care where a value is.
+        self._apart = None if self._mixed else Constants(graph, candidates, self._outputs)
+        sources += [] if self._apart is None else self._apart.sources
         self._watched = list(dict.fromkeys([*sources, *nodes, *self._outputs]))
         # A kernel may be applied to a constant, to numbers of positions say; its gradient is wanted all the same.
         self.executor = Executor(graph.module, self._watched, graph.name_of, gradients=True, anew=nodes)
@@ -184,16 +188,22 @@ class _Run:
             pass
         return not torch.equal(torch.get_rng_state(), before)
 
-    def weights_of_outputs(self, batch: Sequence[torch.Tensor]) -> dict[fx.Node, float]:
-        """What the changes of each output are multiplied by, so that all count alike: from the first batch."""
-        if self._loss == "fisher":
+    def weights_of_outputs(self, pool: ThreadPoolExecutor, batches: Batches) -> dict[fx.Node, float]:
+        """What the changes of each output are multiplied by, so that all count alike."""
+        if self._loss == "fisher" or len(self._outputs) == 1:
             return dict.fromkeys(self._outputs, 1.0)
-        energies: dict[fx.Node, float] = {}
+        energies = np.sum(list(pool.map(self._energies, batches)), axis=0)
+        every = zip(self._outputs, map(float, energies), strict=True)
+        return {node: energy**-0.5 if energy > 0 else 0.0 for node, energy in every}
+
+    def _energies(self, batch: Sequence[torch.Tensor]) -> list[float]:
+        """Energies of the outputs for a batch."""
+        energies = dict.fromkeys(self._outputs, 0.0)
         for index, value in self.executor.walk(detached(batch)):
             node = self._watched[index]
-            if node in self._outputs:
-                energies[node] = self._energy(node, value) / samples_in(self._graph, batch)
-        return {node: (len(energies) * energy) ** -0.5 if energy > 0 else 0.0 for node, energy in energies.items()}
+            if node in energies:
+                energies[node] = self._energy(node, value)
+        return list(energies.values())
 
     def changes(self, batch: Sequence[torch.Tensor], number: int, weights: Mapping[fx.Node, float]) -> _Found:
         """Run a batch forward once and backward along each of its directions."""
@@ -217,7 +227,11 @@ class _Run:
         for place in range(len(drawn[0])):
             self._backward(outputs, leaves, [part[place] for part in drawn], keep=place + 1 < len(drawn[0]))
             gradients.next_direction()
-        return _Found(gradients.changes(), energy, samples)
+        changes = gradients.changes()
+        if self._apart is not None:
+            for slot in self._apart.slots:
+                changes[slot] = self._apart.changes(slot, kept, drawn, samples)
+        return _Found(changes, energy, samples)
 
     def _backward(
         self,
@@ -237,12 +251,12 @@ class _Run:
 
     def _tap(self, node: fx.Node, value: torch.Tensor, kept: dict[fx.Node, torch.Tensor], gradients: Gradients) -> None:
         name = self._graph.name_of(node)
-        layer = self._layers.get(name)
-        if layer is not None:
+        layer, apart = self._layers.get(name), () if self._apart is None else self._apart.slots
+        if layer is not None and self._candidates.users[name] not in apart:
             number = self._candidates.users[name]
             slot = self._candidates.slots[number]
             gradients.listen(value, number, tap_of_kernel(layer, kept[layer.data[0]], slot.changes))
-        if name in self._values:
+        if name in self._values and self._candidates.values[name] not in apart:
             number = self._candidates.values[name]
             grids = self._candidates.slots[number].grids[name]
             gradients.listen(value, number, tap_of_grids(self._values[name], value.detach(), grids))

@@ -132,7 +132,10 @@ class _Run:
         self._tensors = tensors
         self._outputs = float_outputs(graph)
         self._watched = list(dict.fromkeys([*self._outputs, *(node for traced in tensors for node in traced.nodes)]))
-        self._executor = Executor(graph.module, self._watched, graph.name_of, gradients=True)
+        # A kernel may be applied to a constant, to numbers of positions say; its gradient is wanted all the same.
+        kernels = [node for traced in tensors if traced.role == "weights" for node in traced.nodes]
+        layers = [layer for node in kernels for layer in node.users]
+        self._executor = Executor(graph.module, self._watched, graph.name_of, gradients=True, anew=layers)
         self._stored: dict[fx.Node, torch.Tensor] = {}
         self._executor.show_constants(self._store)
         counts = [samples_in(graph, unit) for unit in units]
