@@ -209,7 +209,8 @@ class _Run:
             _check_draws(floats, batches[0])
         sizes = [figures["sizes"] for figures in finished.batches]
         lost = [[figures[f"lost.{slot}"] for figures in finished.batches] for slot in range(len(self._slots))]
-        show(len(sizes))
+        if sizes:
+            show(len(sizes))
         with sharing_cores(worker_count(), "detent-measure") as pool:
             for batch in batches[len(sizes) :]:
                 samples = samples_in(self._graph, batch)

@@ -86,7 +86,8 @@ def score_by_probes(
             )
     workers = worker_count(in_order=run.executor.draws_random_numbers)
     found = [_Found.of(figures, len(candidates.slots)) for figures in finished.batches]
-    show(len(found))
+    if found:
+        show(len(found))
     with sharing_cores(workers, "detent-probe") as pool:
         weights = run.weights_of_outputs(pool, batches)
         for one in pool.map(run.changes, batches[len(found) :], count(len(found)), repeat(weights)):
