@@ -195,6 +195,13 @@ def agreement(table: SensitivityTable, truth: list[Doubles]) -> list[dict[str, A
     return rows
 
 
+def forward(case: Case, x: torch.Tensor) -> torch.Tensor:
+    """One float forward pass."""
+    with torch.inference_mode():
+        found: torch.Tensor = case.graph.module(x)
+    return found
+
+
 def costs(
     name: str, choice: str, case: Case, rounds: int, loop_rounds: int
 ) -> tuple[list[dict[str, Any]], list[Doubles]]:
@@ -204,19 +211,19 @@ def costs(
     x = case.whole
     with torch.inference_mode():
         wanted = case.graph.module(x)
-        times = time_in_turns({"forward": lambda: case.graph.module(x)}, rounds=rounds)
     found: list[Doubles] = []
     turns, passes = [], 0
-    seconds: dict[str, list[float]] = {"probes": [], "measured": []}
+    rivals = {"forward": lambda: forward(case, x), "probes": case.probed, "measured": case.measured}
+    seconds: dict[str, list[float]] = {name: [] for name in rivals}
     for _ in range(loop_rounds):
         found, taken, passes = loop(case, tensors, wanted)
         turns.append(taken)
         # The rivals' own turns are short: several of them for each of the loop's.
-        one = time_in_turns({"probes": case.probed, "measured": case.measured}, rounds=rounds, warmups=0)
+        one = time_in_turns(rivals, rounds=rounds, warmups=0)
         for rival, value in one.items():
             seconds[rival].append(value)
     verify(case.measured(), tensors, found)
-    times |= {rival: statistics.median(values) for rival, values in seconds.items()}
+    times = {rival: statistics.median(values) for rival, values in seconds.items()}
     plain = statistics.median(turns)
     rows = []
     for rival, value in (("plain loop", plain), ("measured", times["measured"]), ("probes", times["probes"])):
