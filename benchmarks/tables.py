@@ -1,4 +1,4 @@
-"""Puts the measured figures into README.md and docs/mixed-precision.md, as they are, between their markers.
+"""Puts the measured figures into README.md and pages of docs/, as they are, between their markers.
 
     python benchmarks/tables.py [--check]
 
@@ -14,6 +14,7 @@ from typing import Any
 
 from mixed_precision_tables import mixed_precision_page, mixed_precision_summary
 from result_tables import load, machine_line, measured_rows, table
+from rounding_tables import rounding_page
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
@@ -91,7 +92,11 @@ def render() -> str:
     return "\n".join(lines).strip()
 
 
-PAGES = {ROOT / "README.md": render, ROOT / "docs" / "mixed-precision.md": mixed_precision_page}
+PAGES = {
+    ROOT / "README.md": render,
+    ROOT / "docs" / "mixed-precision.md": mixed_precision_page,
+    ROOT / "docs" / "rounding.md": rounding_page,
+}
 
 
 def main() -> None:
