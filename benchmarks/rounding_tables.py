@@ -21,18 +21,21 @@ def rounding_page() -> str:
             for row in network["rows"]
         ]
         titles = [" ".join([key.split("_")[0].upper(), *key.split("_")[1:]]) for key in columns]
+        top1, images, samples = (network[key] for key in ("float_top1", "images", "calibration_samples"))
         lines += [
-            f"**{name}**, points of top-1 lost against float ({network['float_top1']:.2f} on {network['images']} images),",
-            f"{network['calibration_samples']} images to calibrate, biases corrected; seconds and peak memory of the whole",
-            "quantization at W4A8 (`benchmarks/rounding.py`):",
+            f"**{name}**, points of top-1 lost against float ({top1:.2f} on {images} images), {samples} images to",
+            "calibrate, biases corrected; seconds and peak memory of the whole quantization at W4A8",
+            "(`benchmarks/rounding.py`):",
             "",
             *table(["rounding", *titles, "seconds", "peak, MB"], body),
             "",
         ]
         if "gptq_times_forward" in network:
+            figures = ("gptq_seconds", "gptq_times_forward", "forward_seconds")
+            rounding, times, forward = (network[key] for key in figures)
             lines += [
-                f"`detent.round_kernels` takes {network['gptq_seconds']:.2f} s at W4A8, {network['gptq_times_forward']:.2f} times",
-                f"the bare forward over the same images ({network['forward_seconds']:.2f} s); the goal is 10.",
+                f"`detent.round_kernels` takes {rounding:.2f} s at W4A8, {times:.2f} times the bare forward over the same",
+                f"images ({forward:.2f} s); the goal is 10.",
                 "",
             ]
     if lines:
