@@ -34,8 +34,8 @@ def rounding_page() -> str:
             figures = ("gptq_seconds", "gptq_times_forward", "forward_seconds")
             rounding, times, forward = (network[key] for key in figures)
             lines += [
-                f"`detent.round_kernels` takes {rounding:.2f} s at W4A8, {times:.2f} times the bare forward over the same",
-                f"images ({forward:.2f} s); the goal is 10.",
+                f"`detent.round_kernels` takes {rounding:.2f} s at W4A8, {times:.2f} times the bare forward over",
+                f"the same images ({forward:.2f} s); the goal is 10.",
                 "",
             ]
     if lines:
