@@ -2,7 +2,7 @@
 
     python benchmarks/mixed_precision.py [--data FOLDER] [--networks ...] [--images 5000] [--seeds 0 1 2]
 
-The target is `imx500` without padding of kernels, with kernels of 8, 4 and 2 bits and activations of 8 and 4. Shares of
+The target is `imx500` without padding of kernels, with kernels of 8, 4 and 2 bits and activations of 8 and 4. Scores are made once for all budgets. Shares of
 weights are of the kernels' bytes at 8 bits; biases and all else that is stored come on top, as other tools do not count
 them. All layers take part, rounding is to nearest, biases are corrected as by default. Rows go to
 `benchmarks/results/mixed_precision.json`, with the mean and the extremes over the seeds.
@@ -14,8 +14,9 @@ import argparse
 import json
 import statistics
 import tempfile
+import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,25 @@ class Calibrated:
     moments: detent.InputMoments
     batches: list[Any]
     target: Path
+    tables: dict[tuple[str, int], tuple[detent.SensitivityTable, float]] = field(default_factory=dict)
+    known: dict[str, float] = field(default_factory=dict)
+
+    def scores(self, options: dict[str, Any]) -> tuple[detent.SensitivityTable, float]:
+        """The scores of all widths, made once for all budgets, and the seconds that took."""
+        key = (options.get("scores", "probes"), options["seed"])
+        if key not in self.tables:
+            start = time.perf_counter()
+            table = detent.score(
+                self.graph,
+                self.stats,
+                self.batches,
+                target=self.target,
+                moments=self.moments,
+                mixed_precision=options,
+                progress=False,
+            )
+            self.tables[key] = table, time.perf_counter() - start
+        return self.tables[key]
 
 
 def calibrated(zoo: Any, network: str, target: Path, samples: int) -> Calibrated:
@@ -81,6 +101,7 @@ def measured(
     zoo: Any, found: Calibrated, budget: dict[str, Any], options: dict[str, Any], images: Any, float_top1: float
 ) -> dict[str, Any]:
     """One distribution of widths: what it loses, and the seconds it took."""
+    table, seconds = found.scores(options)
     distribution = detent.choose_widths(
         found.graph,
         found.stats,
@@ -89,19 +110,30 @@ def measured(
         target=found.target,
         moments=found.moments,
         mixed_precision=options,
+        table=table,
         progress=False,
     )
-    plan = detent.plan(found.graph, found.stats, target=found.target, moments=found.moments, widths=distribution.widths)
-    plan = detent.correct_biases(found.graph, plan, found.batches, progress=False)
-    x, y = images
+    widths = json.dumps(distribution.widths.to_dict())
+    if widths not in found.known:
+        found.known[widths] = top1_lost(zoo, found, distribution.widths, images, float_top1)
     return {
-        "lost": float_top1 - zoo.accuracy(detent.apply(found.graph, plan), x, y),
+        "lost": found.known[widths],
         "predicted": distribution.objective,
         "gap": distribution.gap,
-        "seconds": {name: round(value, 2) for name, value in distribution.seconds.items()},
+        "seconds": {
+            "scores": round(seconds, 2),
+            **{name: round(value, 2) for name, value in distribution.seconds.items() if name != "scores"},
+        },
         "weights": dict(sorted(Counter(distribution.widths.weights.values()).items())),
         "activations": dict(sorted(Counter(distribution.widths.activations.values()).items())),
     }
+
+
+def top1_lost(zoo: Any, found: Calibrated, widths: detent.Widths, images: Any, float_top1: float) -> float:
+    """Points of top-1 that a distribution of widths loses, with biases corrected."""
+    plan = detent.plan(found.graph, found.stats, target=found.target, moments=found.moments, widths=widths)
+    plan = detent.correct_biases(found.graph, plan, found.batches, progress=False)
+    return float(float_top1 - zoo.accuracy(detent.apply(found.graph, plan), *images))
 
 
 def rows_of(zoo: Any, network: str, target: Path, options: argparse.Namespace) -> tuple[dict[str, Any], list[Any]]:
