@@ -2,10 +2,10 @@
 
     python benchmarks/mixed_precision.py [--data FOLDER] [--networks ...] [--images 5000] [--seeds 0 1 2]
 
-The target is `imx500` without padding of kernels, with kernels of 8, 4 and 2 bits and activations of 8 and 4. Scores are made once for all budgets. Shares of
+The target is `imx500` without padding of kernels, with kernels of 8, 4 and 2 bits and activations of 8 and 4. Shares of
 weights are of the kernels' bytes at 8 bits; biases and all else that is stored come on top, as other tools do not count
-them. All layers take part, rounding is to nearest, biases are corrected as by default. Rows go to
-`benchmarks/results/mixed_precision.json`, with the mean and the extremes over the seeds.
+them. All layers take part, rounding is to nearest, biases are corrected as by default. Scores are made once for all
+budgets. Rows go to `benchmarks/results/mixed_precision.json`, with the mean and the extremes over the seeds.
 """
 
 from __future__ import annotations

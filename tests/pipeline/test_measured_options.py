@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -42,7 +43,7 @@ def same(a: SensitivityTable, b: SensitivityTable) -> bool:
         ({"points": ["wide"], "weighting": "hessian", "point_weights": {"wide": 2.0}}, "1 points (hessian)"),
         ({"metric": largest_change}, "outputs by largest_change"),
     ],
-    ids=str,
+    ids=lambda given: re.sub(" at 0x[0-9a-f]+", "", str(given)),
 )
 def test_options_reach_the_scores(mixed: dict[str, Any], method: str) -> None:
     graph, stats = network()
@@ -94,7 +95,7 @@ def test_the_last_layer_counts_what_reaches_it() -> None:
         ({"scores": "probes", "weighting": "last_layer"}, "`weighting` is for measured scores"),
         ({"scores": "probes", "metric": largest_change}, "`metric` is for measured scores"),
     ],
-    ids=str,
+    ids=lambda given: re.sub(" at 0x[0-9a-f]+", "", str(given)),
 )
 def test_mistakes_come_before_the_work(mixed: dict[str, Any], message: str) -> None:
     def data() -> Iterator[Tensor]:
