@@ -4,8 +4,8 @@
 
 The target is `imx500` without padding of kernels, with kernels of 8, 4 and 2 bits and activations of 8 and 4. Shares of
 weights are of the kernels' bytes at 8 bits; biases and all else that is stored come on top, as other tools do not count
-them. All layers take part, rounding is to nearest, biases are corrected as by default. Scores are made once for all
-budgets. Rows go to `benchmarks/results/mixed_precision.json`, with the mean and the extremes over the seeds.
+them. All layers take part, rounding is to nearest or as asked, biases are corrected as by default. Scores are made once
+for all budgets. Rows go to `benchmarks/results/mixed_precision.json`, with the mean and the extremes over the seeds.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 import detent
 from corrections import target_with
-from harness import write_network
+from harness import write_network, written
 from networks import NETWORKS, add_data_option, load_zoo
 
 SHARES = (0.5, 0.375, 0.31, 0.25)
@@ -48,6 +48,7 @@ class Calibrated:
     batches: list[Any]
     target: Path
     tables: dict[tuple[str, int], tuple[detent.SensitivityTable, float]] = field(default_factory=dict)
+    rounding: str
     known: dict[str, float] = field(default_factory=dict)
 
     def scores(self, options: dict[str, Any]) -> tuple[detent.SensitivityTable, float]:
@@ -68,7 +69,7 @@ class Calibrated:
         return self.tables[key]
 
 
-def calibrated(zoo: Any, network: str, target: Path, samples: int) -> Calibrated:
+def calibrated(zoo: Any, network: str, target: Path, samples: int, rounding: str) -> Calibrated:
     """Capture and calibrate."""
     batches = zoo.calibration(samples, 64)
     graph = detent.transform(detent.capture(zoo.load(network), batches[0]), target=target)
@@ -78,6 +79,7 @@ def calibrated(zoo: Any, network: str, target: Path, samples: int) -> Calibrated
         moments=detent.collect_moments(graph, batches, progress=False),
         batches=batches,
         target=target,
+        rounding=rounding,
     )
 
 
@@ -132,24 +134,28 @@ def measured(
 def top1_lost(zoo: Any, found: Calibrated, widths: detent.Widths, images: Any, float_top1: float) -> float:
     """Points of top-1 that a distribution of widths loses, with biases corrected."""
     plan = detent.plan(found.graph, found.stats, target=found.target, moments=found.moments, widths=widths)
+    if found.rounding == "gptq":
+        plan = detent.round_kernels(found.graph, plan, found.batches, progress=False)
     plan = detent.correct_biases(found.graph, plan, found.batches, progress=False)
     return float(float_top1 - zoo.accuracy(detent.apply(found.graph, plan), *images))
 
 
 def rows_of(zoo: Any, network: str, target: Path, options: argparse.Namespace) -> tuple[dict[str, Any], list[Any]]:
     """All budgets and objectives for one network."""
-    found = calibrated(zoo, network, target, options.samples)
+    found = calibrated(zoo, network, target, options.samples, options.rounding)
     images = tuple(part[: options.images] for part in zoo.images("test"))
     float_top1 = zoo.accuracy(zoo.load(network), *images)
     kernels = sum(found.graph.tensor(node.weight).numel() for node in found.graph.nodes() if node.weight is not None)
     at_8_bits = detent.resources(found.graph, found.target, weights_bits=8, activation_bits=8)
     rows = []
     for name, budget in budgets(at_8_bits, float(kernels)).items():
-        for objective, choice in OBJECTIVES.items():
+        for objective in options.objectives:
+            choice = OBJECTIVES[objective]
             seeds = options.seeds[:1] if objective == SEEDLESS else options.seeds
             runs = [measured(zoo, found, budget, {**choice, "seed": seed}, images, float_top1) for seed in seeds]
             lost = [run["lost"] for run in runs]
-            row = {"budget": name, "objective": objective, **runs[0], "lost": round(statistics.mean(lost), 2)}
+            title = objective if options.rounding == "nearest" else f"{objective}, {options.rounding}"
+            row = {"budget": name, "objective": title, **runs[0], "lost": round(statistics.mean(lost), 2)}
             row |= {"least_lost": round(min(lost), 2), "most_lost": round(max(lost), 2)}
             rows.append(row)
             print("  " + "  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
@@ -162,6 +168,13 @@ def rows_of(zoo: Any, network: str, target: Path, options: argparse.Namespace) -
     return facts, rows
 
 
+def merged(kept: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows measured earlier, those measured now in their place, budget by budget."""
+    every = {(row["budget"], row["objective"]): row for row in [*kept, *rows]}
+    order = list(dict.fromkeys(budget for budget, _ in every))
+    return sorted(every.values(), key=lambda row: order.index(row["budget"]))
+
+
 def main() -> None:
     """Measure the networks asked for and write the results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -170,6 +183,8 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=512)
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--objectives", nargs="+", default=list(OBJECTIVES), choices=list(OBJECTIVES), metavar="NAME")
+    parser.add_argument("--rounding", choices=["nearest", "gptq"], default="nearest")
     parser.add_argument("--no-write", action="store_true", help="print only")
     options = parser.parse_args()
     zoo = load_zoo(options.data)
@@ -180,7 +195,8 @@ def main() -> None:
             print(network)
             facts, rows = rows_of(zoo, network, target, options)
             if not options.no_write:
-                write_network("mixed_precision", network, {**facts, "rows": rows})
+                kept = written("mixed_precision").get(network, {}).get("rows", [])
+                write_network("mixed_precision", network, {**facts, "rows": merged(kept, rows)})
 
 
 if __name__ == "__main__":
