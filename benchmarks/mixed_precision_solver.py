@@ -72,10 +72,10 @@ def make_problem(layers: int, seed: int) -> Problem:
 
 
 def verify() -> None:
-    """On a few layers, the solver finds what trying every assignment finds."""
+    """On six layers, the solver finds what trying every assignment finds."""
     for seed in SEEDS:
-        problem = make_problem(5, seed)
-        feasible = [a for a in itertools.product(range(len(WIDTHS)), repeat=5) if is_feasible(problem, a)]
+        problem = make_problem(6, seed)
+        feasible = [a for a in itertools.product(range(len(WIDTHS)), repeat=6) if is_feasible(problem, a)]
         for interactions, error in ((False, additive_error), (True, joint_error)):
             (found,) = solve(problem, interactions=interactions, gap=0.0)
             least = min(error(problem, assignment) for assignment in feasible)

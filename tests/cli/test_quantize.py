@@ -112,6 +112,18 @@ def test_a_moving_maximum_depends_on_the_batches(data: Path, tmp_path: Path) -> 
     assert len(changed) > 2
 
 
+def test_kernels_are_rounded_in_closed_form(data: Path, tmp_path: Path) -> None:
+    arguments = ("--target", "imx500", "--weights-bits", 4, "--rounding", "gptq", "--out", tmp_path / "out")
+    result = run("quantize", FACTORY, "--data", data, *arguments)
+    assert result.exit_code == 0, result.output
+    plan = detent.QuantPlan.load(tmp_path / "out" / "plan.json")
+    assert plan.config["rounding"] == "gptq"
+    assert any(entry.codes is not None for entry in plan.weights.values())
+    wrong = run("quantize", FACTORY, "--data", data, "--rounding", "gptqq", "--out", tmp_path / "out")
+    assert wrong.exit_code != 0
+    assert "gptq" in wrong.output
+
+
 def test_resume_leaves_nothing_behind(data: Path, quantized: tuple[Path, Result], tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = run("quantize", FACTORY, "--data", data, "--target", "imx500", "--out", out, "--resume", "--no-onnx")
