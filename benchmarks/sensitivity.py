@@ -46,6 +46,7 @@ AGREEMENT_GOALS = {8: 0.95, 4: 0.95, 2: 0.9}
 """Least correlation of the logarithms, by width."""
 
 Doubles = npt.NDArray[np.float64]
+PROBES = detent.MixedPrecisionConfig().probes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,7 @@ class Case:
 
     def probed(self) -> SensitivityTable:
         """Probe scores, with the defaults of `detent.choose_widths`."""
-        return score_by_probes(self.graph, self.placement, self.plans, self.batches)
+        return score_by_probes(self.graph, self.placement, self.plans, self.batches, probes=PROBES)
 
     def measured(self) -> SensitivityTable:
         """Measured scores of the outputs."""
@@ -258,7 +259,7 @@ def table_of(zoo: Any, name: str, target: Path, options: argparse.Namespace) -> 
     return {
         "trained": trained,
         "samples": options.samples,
-        "probes": 8,
+        "probes": PROBES,
         "calibration_samples": options.calibration,
         "agreement": agreements,
         "cost": rows,
