@@ -156,6 +156,7 @@ def rows_of(zoo: Any, network: str, target: Path, options: argparse.Namespace) -
             lost = [run["lost"] for run in runs]
             title = objective if options.rounding == "nearest" else f"{objective}, {options.rounding}"
             row = {"budget": name, "objective": title, **runs[0], "lost": round(statistics.mean(lost), 2)}
+            row["seeds"] = len(runs)
             row |= {"least_lost": round(min(lost), 2), "most_lost": round(max(lost), 2)}
             rows.append(row)
             print("  " + "  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
@@ -163,7 +164,6 @@ def rows_of(zoo: Any, network: str, target: Path, options: argparse.Namespace) -
         "float_top1": round(float_top1, 2),
         "images": len(images[1]),
         "calibration_samples": options.samples,
-        "seeds": len(options.seeds),
     }
     return facts, rows
 

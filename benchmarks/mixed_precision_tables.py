@@ -7,8 +7,8 @@ from typing import Any
 from result_tables import load, machine_line, measured_rows, table
 
 NOT_MEASURED = "Not measured yet."
-SUMMARIZED = "with interactions"
-"""The objective in the README: the usual one."""
+SUMMARIZED = {"with interactions": "", "additive, gptq": ", gptq"}
+"""The objectives in the README, the usual one and one with rounding in closed form, and what their columns add."""
 
 
 def mixed_precision_summary() -> list[str]:
@@ -17,18 +17,20 @@ def mixed_precision_summary() -> list[str]:
     lost: dict[str, dict[str, str]] = {}
     for name, network in networks.items():
         for row in network["rows"]:
-            if row["objective"] == SUMMARIZED:
-                lost.setdefault(row["budget"], {})[name] = f"{row['lost']:.2f}"
+            if row["objective"] in SUMMARIZED:
+                column = name + SUMMARIZED[row["objective"]]
+                lost.setdefault(row["budget"], {})[column] = f"{row['lost']:.2f}"
     if not lost:
         return []
     tops = ", ".join(f"{name} {network['float_top1']:.2f}" for name, network in networks.items())
-    rows = [[budget, *(cells.get(name, "") for name in networks)] for budget, cells in lost.items()]
+    columns = [name + more for name in networks for more in SUMMARIZED.values()]
+    rows = [[budget, *(cells.get(column, "") for column in columns)] for budget, cells in lost.items()]
     return [
         f"**Mixed precision**, points of top-1 lost against float ({tops}), kernels of 8, 4 and 2 bits and activations",
-        "of 8 and 4, shares of the kernels' bytes or of the bit operations at 8 bits, all layers, rounding to nearest",
+        "of 8 and 4, shares of the kernels' bytes or of the bit operations at 8 bits, all layers, rounding to nearest or as named",
         "([more](docs/mixed-precision.md#figures)):",
         "",
-        *table(["budget", *networks], rows),
+        *table(["budget", *columns], rows),
         "",
     ]
 
@@ -47,6 +49,7 @@ def _accuracy() -> list[str]:
             [
                 f"{row['budget']}, {row['objective']}",
                 *(f"{row[key]:.2f}" for key in ("lost", "least_lost", "most_lost")),
+                f"{row['seeds']}",
                 f"{row['gap']:.1e}",
                 f"{sum(row['seconds'].values()):.1f}",
             ]
@@ -54,10 +57,10 @@ def _accuracy() -> list[str]:
         ]
         lines += [
             f"**{name}**, top-1 lost against float, {network['float_top1']:.2f} on {network['images']} images,",
-            f"{network['calibration_samples']} images to calibrate, mean, least and most of {network['seeds']} seeds,",
-            "with the proved gap of the program and the seconds of the first seed (`benchmarks/mixed_precision.py`):",
+            f"{network['calibration_samples']} images to calibrate, mean, least and most of the seeds, with the proved gap",
+            "of the program and the seconds of the first seed (`benchmarks/mixed_precision.py`):",
             "",
-            *table(["budget, objective", "lost", "least", "most", "gap", "seconds"], rows),
+            *table(["budget, objective", "lost", "least", "most", "seeds", "gap", "seconds"], rows),
             "",
         ]
     return lines + ([f"Measured on {machine_line(data['machine'])}", ""] if lines else [])
