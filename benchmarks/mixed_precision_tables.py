@@ -26,8 +26,9 @@ def mixed_precision_summary() -> list[str]:
     columns = [name + more for name in networks for more in SUMMARIZED.values()]
     rows = [[budget, *(cells.get(column, "") for column in columns)] for budget, cells in lost.items()]
     return [
-        f"**Mixed precision**, points of top-1 lost against float ({tops}), kernels of 8, 4 and 2 bits and activations",
-        "of 8 and 4, shares of the kernels' bytes or of the bit operations at 8 bits, all layers, rounding to nearest or as named",
+        f"**Mixed precision**, points of top-1 lost against float ({tops}), kernels of 8, 4 and 2 bits",
+        "and activations of 8 and 4, shares of the kernels' bytes or of the bit operations at 8 bits, all layers,",
+        "rounding to nearest or as named",
         "([more](docs/mixed-precision.md#figures)):",
         "",
         *table(["budget", *columns], rows),
@@ -57,8 +58,8 @@ def _accuracy() -> list[str]:
         ]
         lines += [
             f"**{name}**, top-1 lost against float, {network['float_top1']:.2f} on {network['images']} images,",
-            f"{network['calibration_samples']} images to calibrate, mean, least and most of the seeds, with the proved gap",
-            "of the program and the seconds of the first seed (`benchmarks/mixed_precision.py`):",
+            f"{network['calibration_samples']} images to calibrate, mean, least and most of the seeds,",
+            "with the proved gap of the program and the seconds of the first seed (`benchmarks/mixed_precision.py`):",
             "",
             *table(["budget, objective", "lost", "least", "most", "seeds", "gap", "seconds"], rows),
             "",
