@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import tempfile
 import time
 from pathlib import Path
@@ -43,6 +42,17 @@ def rounding_target(kind: str) -> dict[str, Any]:
     return target
 
 
+def forget_peak() -> None:
+    """Make the peak of the process' memory what it takes now."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def peak_mb() -> int:
+    """Most memory that the process had since, in MB."""
+    (line,) = (one for one in Path("/proc/self/status").read_text(encoding="ascii").splitlines() if "VmHWM" in one)
+    return int(line.split()[1]) // 1024
+
+
 def accuracy(zoo: Any, network: str, folder: Path, options: argparse.Namespace) -> tuple[dict[str, Any], list[Any]]:
     """Points of top-1 lost, and seconds of the whole quantization for kernels of 4 bits."""
     model = zoo.load(network)
@@ -57,6 +67,7 @@ def accuracy(zoo: Any, network: str, folder: Path, options: argparse.Namespace) 
             for kind, kernels, activations in COLUMNS:
                 if rules and kernels == 8:
                     continue
+                forget_peak()
                 start = time.perf_counter()
                 qmodel = detent.quantize(
                     graph,
@@ -68,12 +79,12 @@ def accuracy(zoo: Any, network: str, folder: Path, options: argparse.Namespace) 
                     rules=rules,
                     progress=False,
                 )
-                seconds = time.perf_counter() - start
+                seconds, peak = time.perf_counter() - start, peak_mb()
                 column = column_of(kind, kernels, activations)
                 row[column] = round(float_top1 - zoo.accuracy(qmodel, x, y), 2)
                 if column == "w4a8":
                     row["seconds"] = round(seconds, 1)
-                    row["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+                    row["peak_mb"] = peak
             rows.append(row)
             print("  " + "  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
     return {"float_top1": round(float_top1, 2), "images": len(y), "calibration_samples": options.samples}, rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from detent._registry import unknown_name
 from detent.errors import ConfigError, FormatError
 
-__all__ = ["FrozenModel", "config_error", "parse_json", "validate"]
+__all__ = ["FrozenModel", "Options", "config_error", "parse_json", "validate"]
 
 
 class FrozenModel(BaseModel):
@@ -28,6 +28,38 @@ class FrozenModel(BaseModel):
         return {
             name: value.differences() if isinstance(value, FrozenModel) else value for name, value in changed.items()
         }
+
+
+Given = TypeVar("Given", bound="Options")
+
+
+class Options(FrozenModel):
+    """Base of what a user makes by keywords.
+
+    Raises:
+        ConfigError: an unknown key (with a suggestion) or a value out of range.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        try:
+            super().__init__(**options)
+        except ValidationError as error:
+            raise config_error(error, type(self)) from None
+
+    @classmethod
+    def of(cls: type[Given], given: Given | Mapping[str, Any] | None, name: str) -> Given:
+        """The options from what a user gives for them under `name`: themselves, a mapping, or nothing.
+
+        Raises:
+            ConfigError: it is something else, or as the constructor.
+        """
+        if given is None:
+            return cls()
+        if isinstance(given, cls):
+            return given
+        if isinstance(given, Mapping) and all(isinstance(key, str) for key in given):
+            return cls(**given)
+        raise ConfigError(f"`{name}` must be a {cls.__name__} or a mapping of its options, got {type(given).__name__}")
 
 
 Model = TypeVar("Model", bound=FrozenModel)

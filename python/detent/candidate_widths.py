@@ -169,7 +169,7 @@ def setting_of(
         named=target,
         target=chip,
         config=config,
-        options=MixedPrecisionConfig.resolve(options),
+        options=MixedPrecisionConfig.of(options, "mixed_precision"),
         rules=asked,
         placement=placement,
         choices=resolve_rules(graph, placement, chip, config, asked),

@@ -262,7 +262,7 @@ def quantize(
         data = list(data) if isinstance(data, Iterator) else data
         seen = calibrate_for_rewrites(graph, data, settings, progress=progress)
         graph = transform(graph, seen, target=target, config=settings)
-    mixed = None if limits is None else MixedPrecisionConfig.resolve(mixed_precision)
+    mixed = None if limits is None else MixedPrecisionConfig.of(mixed_precision, "mixed_precision")
     passes = passes_over_data(graph, target, settings, rules, limits, mixed, times)
     kept = settings.samples_kept(moments=passes.moments, sequential=passes.sequential)
     kept = max(kept, 0 if mixed is None else 2 * mixed.samples)

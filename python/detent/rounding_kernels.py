@@ -65,7 +65,7 @@ def round_kernels(
     """
     expect(graph, Graph, "graph", "detent.capture")
     check_plan_is_of(plan, graph.fingerprint(), "plan")
-    settings = GptqConfig.resolve(options)
+    settings = GptqConfig.of(options, "options")
     batches = first_samples(graph, data, min(settings.samples, samples_held(graph)), parts=4)
     if len(batches) < 2:
         raise CalibrationError(

@@ -7,10 +7,10 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
-from pydantic import ValidationError, ValidationInfo, field_validator
+from pydantic import ValidationInfo, field_validator
 
 from detent._registry import unknown_name
-from detent._validation import FrozenModel, config_error
+from detent._validation import Options
 from detent.errors import ConfigError
 
 __all__ = ["Budget", "Figures"]
@@ -61,7 +61,7 @@ class Figures(Protocol):
         """In the unit of the latency table; None without one."""
 
 
-class Budget(FrozenModel):
+class Budget(Options):
     """Limits on what a network needs for one sample; keyword only, immutable.
 
     A limit is a number, a number with a unit (`"1.5MB"`, `"200 kB"`, `"64KiB"`, `"3 GBOPs"`, `"2 ms"`), or a share of
@@ -84,12 +84,6 @@ class Budget(FrozenModel):
     total: Amount = None
     bit_operations: Amount = None
     latency: Amount = None
-
-    def __init__(self, **options: Any) -> None:
-        try:
-            super().__init__(**options)
-        except ValidationError as error:
-            raise config_error(error, type(self)) from None
 
     @field_validator("*", mode="before")
     @classmethod

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from detent._validation import FrozenModel, config_error
+from detent._validation import Options
 from detent.errors import ConfigError
 
 __all__ = ["Distance", "MixedPrecisionConfig", "Weighting"]
@@ -20,7 +20,7 @@ _MEASURED: Final = "give a `metric` that compares predictions, or take probes"
 _PROBED: Final = 'set scores="measured", or leave it out: probes look at the outputs alone'
 
 
-class MixedPrecisionConfig(FrozenModel):
+class MixedPrecisionConfig(Options):
     """Options of mixed precision; keyword only, immutable.
 
     Attributes:
@@ -116,12 +116,6 @@ class MixedPrecisionConfig(FrozenModel):
             raise ConfigError(f"a list of candidate indices, or widths by name are needed, got {value!r}")
         return tuple(value)
 
-    def __init__(self, **options: Any) -> None:
-        try:
-            super().__init__(**options)
-        except ValidationError as error:
-            raise config_error(error, type(self)) from None
-
     @property
     def measuring(self) -> dict[str, Any]:
         """What measured scores look at, as the arguments of `score_by_measuring`."""
@@ -132,23 +126,6 @@ class MixedPrecisionConfig(FrozenModel):
             "weighting": self.weighting,
             "weights": self.point_weights,
         }
-
-    @classmethod
-    def resolve(cls, config: MixedPrecisionConfig | Mapping[str, Any] | None) -> MixedPrecisionConfig:
-        """The options from what a user gives for them.
-
-        Raises:
-            ConfigError: it is neither such options nor a mapping of them.
-        """
-        if config is None:
-            return cls()
-        if isinstance(config, cls):
-            return config
-        if isinstance(config, Mapping) and all(isinstance(name, str) for name in config):
-            return cls(**config)
-        raise ConfigError(
-            f"`mixed_precision` must be a MixedPrecisionConfig or a mapping of its options, got {type(config).__name__}"
-        )
 
 
 def _is_width(name: object, bits: object) -> bool:

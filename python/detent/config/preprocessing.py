@@ -7,10 +7,10 @@ from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from detent._registry import unknown_name
-from detent._validation import FrozenModel, config_error
+from detent._validation import Options
 from detent.errors import ConfigError
 
 __all__ = ["Preprocessing", "RawType", "Resize", "assign_records", "resolve_preprocessing"]
@@ -26,7 +26,7 @@ _RANGES: Final = {
 }
 
 
-class Resize(FrozenModel):
+class Resize(Options):
     """How a consumer brings an input to the network's size. Written down for it; detent resizes nothing.
 
     Attributes:
@@ -37,19 +37,13 @@ class Resize(FrozenModel):
     size: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1, max_length=3)]
     interpolation: Literal["nearest", "bilinear", "bicubic", "area", "lanczos"] = "bilinear"
 
-    def __init__(self, **options: Any) -> None:
-        try:
-            super().__init__(**options)
-        except ValidationError as error:
-            raise config_error(error, type(self)) from None
-
     @field_validator("size", mode="before")
     @classmethod
     def _as_tuple(cls, value: Any) -> Any:
         return tuple(value) if isinstance(value, list) else value
 
 
-class Preprocessing(FrozenModel):
+class Preprocessing(Options):
     """What turns raw input into what the network was trained on; keyword only, immutable.
 
     In order: `x * scale`; then either `(x - mean) / std` per channel, or the same with mean and standard deviation of
@@ -81,12 +75,6 @@ class Preprocessing(FrozenModel):
     range: tuple[Finite, Finite] | None = None
     layout: Literal["NC", "NCW", "NWC", "NCHW", "NHWC", "NCDHW", "NDHWC"] | None = None
     resize: Resize | None = None
-
-    def __init__(self, **options: Any) -> None:
-        try:
-            super().__init__(**options)
-        except ValidationError as error:
-            raise config_error(error, type(self)) from None
 
     @field_validator("mean", "std", mode="before")
     @classmethod

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from detent._validation import FrozenModel, config_error
+from detent._validation import Options
 from detent.config.rounding import GptqConfig
 from detent.errors import ConfigError
 
@@ -23,7 +23,7 @@ FEW_BITS: Final = 8
 """Kernels of fewer bits lose enough for `"auto"` options to look at the data again."""
 
 
-class QuantizationConfig(FrozenModel):
+class QuantizationConfig(Options):
     """Options of `detent.transform`, `detent.plan` and `detent.quantize`; keyword only, immutable.
 
     Attributes:
@@ -118,12 +118,6 @@ class QuantizationConfig(FrozenModel):
     gptq: GptqConfig = GptqConfig()
     moment_samples: Annotated[int, Field(ge=1)] = 256
     bias_correction_samples: Annotated[int, Field(ge=2)] = 256
-
-    def __init__(self, **options: Any) -> None:
-        try:
-            super().__init__(**options)
-        except ValidationError as error:
-            raise config_error(error, type(self)) from None
 
     @model_validator(mode="after")
     def _searchable(self) -> QuantizationConfig:

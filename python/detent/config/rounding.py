@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from detent._validation import FrozenModel, config_error
-from detent.errors import ConfigError
+from detent._validation import Options
 
 __all__ = ["GptqConfig"]
 
 
-class GptqConfig(FrozenModel):
+class GptqConfig(Options):
     """Options of rounding in closed form; keyword only, immutable.
 
     Attributes:
@@ -43,24 +41,3 @@ class GptqConfig(FrozenModel):
     exact_columns: Annotated[int, Field(ge=0, le=32)] = 9
     exact_values: Annotated[int, Field(ge=1)] = 100_000
     seed: Annotated[int, Field(ge=0)] = 0
-
-    def __init__(self, **options: Any) -> None:
-        try:
-            super().__init__(**options)
-        except ValidationError as error:
-            raise config_error(error, type(self)) from None
-
-    @classmethod
-    def resolve(cls, options: GptqConfig | Mapping[str, Any] | None) -> GptqConfig:
-        """The options from what a user gives for them.
-
-        Raises:
-            ConfigError: it is neither such options nor a mapping of them.
-        """
-        if options is None:
-            return cls()
-        if isinstance(options, cls):
-            return options
-        if isinstance(options, Mapping) and all(isinstance(name, str) for name in options):
-            return cls(**options)
-        raise ConfigError(f"`options` must be a GptqConfig or a mapping of its fields, got {type(options).__name__}")
