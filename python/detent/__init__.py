@@ -18,7 +18,14 @@ from detent.kernels.build import build_info
 
 if TYPE_CHECKING:
     from detent import edit
-    from detent.config import Budget, GptqConfig, MixedPrecisionConfig, Preprocessing, QuantizationConfig
+    from detent.config import (
+        Budget,
+        GptqConfig,
+        LearnedConfig,
+        MixedPrecisionConfig,
+        Preprocessing,
+        QuantizationConfig,
+    )
     from detent.curvature import estimate_traces
     from detent.exporters import export
     from detent.graph import Graph
@@ -31,6 +38,7 @@ if TYPE_CHECKING:
         collect_moments,
         correct_biases,
         keep_accuracy,
+        learn_rounding,
         pareto,
         plan,
         quantize,
@@ -59,6 +67,7 @@ __all__ = [
     "HessianScores",
     "HessianTraces",
     "InputMoments",
+    "LearnedConfig",
     "MixedPrecisionConfig",
     "Preprocessing",
     "QuantPlan",
@@ -79,6 +88,7 @@ __all__ = [
     "estimate_traces",
     "export",
     "keep_accuracy",
+    "learn_rounding",
     "load_target",
     "pareto",
     "plan",
@@ -101,6 +111,7 @@ _HOMES: Final = {
     "HessianScores": "detent.records.hessians",
     "HessianTraces": "detent.records.traces",
     "InputMoments": "detent.records.moments",
+    "LearnedConfig": "detent.config",
     "MixedPrecisionConfig": "detent.config",
     "Preprocessing": "detent.config",
     "QuantPlan": "detent.records.plan",
@@ -119,6 +130,7 @@ _HOMES: Final = {
     "estimate_traces": "detent.curvature",
     "export": "detent.exporters",
     "keep_accuracy": "detent.pipeline",
+    "learn_rounding": "detent.pipeline",
     "load_target": "detent.targets",
     "pareto": "detent.pipeline",
     "plan": "detent.pipeline",

@@ -25,6 +25,7 @@ from detent.graph import Graph
 from detent.graph import capture as capture_graph
 from detent.graph.example import normalize_example
 from detent.keeping_accuracy import keep_accuracy
+from detent.learned_rounding import learn_rounding
 from detent.mixed_precision import LatencyTable
 from detent.mixing import choose_widths
 from detent.planning import FurtherPasses, further_passes, plan, revise, values_to_observe
@@ -69,6 +70,7 @@ __all__ = [
     "correct_biases",
     "decide",
     "keep_accuracy",
+    "learn_rounding",
     "pareto",
     "passes_over_data",
     "plan",
@@ -324,6 +326,7 @@ def decide(
     mixed_precision: MixedPrecisionConfig | None = None,
     latency: LatencyTable | str | Path | None = None,
     checkpoint: str | Path | None = None,
+    rounding_checkpoint: str | Path | None = None,
     progress: bool = True,
 ) -> QuantPlan:
     """From statistics to the finished plan: moments, widths under a budget, grids, corrections on data.
@@ -340,6 +343,7 @@ def decide(
         mixed_precision: how widths are chosen under a budget.
         latency: measured times, or the path of a JSON file of them, for a budget with `latency`.
         checkpoint: file for batches whose scores are done, see `detent.score`.
+        rounding_checkpoint: file for blocks whose rounding is learned, see `detent.learn_rounding`.
         progress: show progress on a terminal.
 
     Raises:
@@ -365,9 +369,13 @@ def decide(
         )
         decided = plan(graph, stats, target=target, config=config, rules=rules, moments=moments, widths=found.widths)
         decided = replace(decided, notes=(*decided.notes, *found.notes()))
-    if config.rounding == "gptq":
+    if config.rounds_in_closed_form:
         decided = round_kernels(graph, decided, data, options=config.gptq, progress=progress)
     few = budget is None or decided.widths.least < FEW_BITS or config.bias_correction == "sequential"
     if passes.sequential and few:
         decided = correct_as_asked(graph, decided, data, config, progress=progress)
+    if config.rounding == "learned":
+        decided = learn_rounding(
+            graph, decided, data, options=config.learned, checkpoint=rounding_checkpoint, progress=progress
+        )
     return decided

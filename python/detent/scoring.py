@@ -17,6 +17,7 @@ from detent.errors import ConfigError
 from detent.graph import Graph
 from detent.mixed_precision import LatencyTable
 from detent.planning import plan
+from detent.records.finished import FinishedParts, digest_of_data, digest_of_texts
 from detent.records.moments import InputMoments
 from detent.records.plan import QuantPlan
 from detent.records.sensitivity import SensitivityTable
@@ -24,9 +25,6 @@ from detent.records.statistics import Statistics
 from detent.records.widths import Widths
 from detent.sensitivity import (
     Candidates,
-    FinishedBatches,
-    digest_of_data,
-    digest_of_texts,
     score_by_measuring,
     score_by_probes,
 )
@@ -164,9 +162,9 @@ def make_table(
     options = request.setting.options
     graph, placement = request.setting.graph, request.setting.placement
     batches = first_samples(graph, data, options.samples, parts=2)
-    finished = FinishedBatches()
+    finished = FinishedParts()
     if checkpoint is not None:
-        finished = FinishedBatches(Path(checkpoint), _identity(request, plans, batches))
+        finished = FinishedParts("scoring", Path(checkpoint), _identity(request, plans, batches))
     with progress_bar("scoring widths", "batches", len(batches), wanted=request.progress) as show:
         if options.scores == "measured":
             return score_by_measuring(

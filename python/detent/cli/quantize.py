@@ -48,7 +48,7 @@ def quantize(
     ] = None,
     bias_correction: Annotated[str | None, typer.Option(help="auto, none, analytic or sequential.")] = None,
     gain_correction: Annotated[str | None, typer.Option(help="auto, none, least_squares or second_moment.")] = None,
-    rounding: Annotated[str | None, typer.Option(help="How kernels are rounded: nearest or gptq.")] = None,
+    rounding: Annotated[str | None, typer.Option(help="How kernels are rounded: nearest, gptq or learned.")] = None,
     budget: Annotated[
         list[str] | None,
         typer.Option(help="Limit of a resource, e.g. weights=50% or bit_operations='3 GBOPs'; may be given again."),

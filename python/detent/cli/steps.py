@@ -58,8 +58,8 @@ def quantize_to_folder(
 ) -> None:
     """Quantize and write `plan.json`, `statistics.safetensors` and `model.onnx` into the folder `out`.
 
-    An interrupted calibration leaves `calibration.partial` there, and interrupted scores of widths `scores.partial`; a
-    run with `resume` continues them.
+    An interrupted calibration leaves `calibration.partial` there, interrupted scores of widths `scores.partial`, and
+    learning that was interrupted `learning.partial`; a run with `resume` continues them.
 
     Raises:
         DetentError: whatever is wrong with the model, the data, the options or the folder.
@@ -85,10 +85,10 @@ def quantize_to_folder(
             first = calibrate_for_rewrites(graph, data, config, progress=console.is_terminal)
             graph = detent.transform(graph, first, target=target, config=config)
     passes = passes_over_data(graph, target, config, asked, limits, None, times)
-    partial, scores = out / "calibration.partial", out / "scores.partial"
+    partial, scores, learning = (out / f"{name}.partial" for name in ("calibration", "scores", "learning"))
     if not resume:
-        partial.unlink(missing_ok=True)
-        scores.unlink(missing_ok=True)
+        for left in (partial, scores, learning):
+            left.unlink(missing_ok=True)
     with _step(console, "calibrate"), _resumable(partial):
         statistics = detent.calibrate(
             graph,
@@ -111,6 +111,7 @@ def quantize_to_folder(
             budget=limits,
             latency=times,
             checkpoint=scores,
+            rounding_checkpoint=learning,
             progress=console.is_terminal,
         )
         plan.save(out / "plan.json")
@@ -121,7 +122,7 @@ def quantize_to_folder(
         with _step(console, "export"):
             detent.export(quantized, out / "model.onnx", inputs=export.inputs, outputs=export.outputs)
         written.append("model.onnx")
-    for finished in (partial, scores):
+    for finished in (partial, scores, learning):
         finished.unlink(missing_ok=True)
     console.print(f"written to {out}: {', '.join(written)}", markup=False, soft_wrap=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from detent.config.budget import Budget
+from detent.config.learned import LearnedConfig
 from detent.config.mixed_precision import MixedPrecisionConfig
 from detent.config.preprocessing import Preprocessing, RawType, Resize, assign_records, resolve_preprocessing
 from detent.config.quantization import ActivationMetric, QuantizationConfig, WeightsGrid, WeightsMetric
@@ -12,6 +13,7 @@ __all__ = [
     "ActivationMetric",
     "Budget",
     "GptqConfig",
+    "LearnedConfig",
     "MixedPrecisionConfig",
     "Preprocessing",
     "QuantizationConfig",

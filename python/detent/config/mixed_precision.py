@@ -63,7 +63,7 @@ class MixedPrecisionConfig(Options):
 
     scores: Literal["probes", "measured"] = "probes"
     samples: Annotated[int, Field(ge=1)] = 32
-    probes: Annotated[int, Field(ge=1)] = 8
+    probes: Annotated[int, Field(ge=1)] = 4
     loss: Literal["outputs", "fisher"] = "outputs"
     points: Literal["outputs", "usual"] | tuple[str, ...] = "outputs"
     weighting: Weighting = "average"

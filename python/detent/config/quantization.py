@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field, model_validator
 
 from detent._validation import Options
+from detent.config.learned import LearnedConfig
 from detent.config.rounding import GptqConfig
 from detent.errors import ConfigError
 
@@ -76,9 +77,11 @@ class QuantizationConfig(Options):
             `"least_squares"` for the least error at the layer's output, `"second_moment"` so that its variance stays;
             `"none"`. Needs moments of the layers' inputs. `"auto"` is the first for kernels of fewer than 8 bits, where
             there are moments.
-        rounding: how kernels go to their grids: `"nearest"`, or `"gptq"`, in closed form for the least error at the
-            layers' outputs (`detent.round_kernels`, which `detent.quantize` calls).
-        gptq: options of that.
+        rounding: how kernels go to their grids: `"nearest"`; `"gptq"`, in closed form for the least error at the
+            layers' outputs (`detent.round_kernels`, which `detent.quantize` calls); or `"learned"` behind that, block
+            by block (`detent.learn_rounding`), which takes minutes.
+        gptq: options of rounding in closed form.
+        learned: options of learned rounding.
         moment_samples: calibration samples that moments are collected from.
         bias_correction_samples: calibration samples for the sequential one; a quarter of them judge it.
 
@@ -114,8 +117,9 @@ class QuantizationConfig(Options):
     activation_bias_correction: bool = False
     activation_bias_correction_threshold: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     gain_correction: Literal["auto", "none", "least_squares", "second_moment"] = "auto"
-    rounding: Literal["nearest", "gptq"] = "nearest"
+    rounding: Literal["nearest", "gptq", "learned"] = "nearest"
     gptq: GptqConfig = GptqConfig()
+    learned: LearnedConfig = LearnedConfig()
     moment_samples: Annotated[int, Field(ge=1)] = 256
     bias_correction_samples: Annotated[int, Field(ge=2)] = 256
 
@@ -191,6 +195,11 @@ class QuantizationConfig(Options):
         return self.bias_correction != "none" or self.activation_bias_correction
 
     @property
+    def rounds_in_closed_form(self) -> bool:
+        """Whether kernels are rounded in closed form, at the end or to begin learning with."""
+        return self.rounding == "gptq" or (self.rounding == "learned" and self.learned.start == "gptq")
+
+    @property
     def requires_moments(self) -> bool:
         """Whether planning fails without moments of the layers' inputs."""
         return self.weights_metric == "output" or self.gain_correction in ("least_squares", "second_moment")
@@ -225,7 +234,8 @@ class QuantizationConfig(Options):
         return max(
             self.moment_samples if moments else 0,
             self.bias_correction_samples if sequential else 0,
-            self.gptq.samples if self.rounding == "gptq" else 0,
+            self.gptq.samples if self.rounds_in_closed_form else 0,
+            self.learned.samples if self.rounding == "learned" else 0,
         )
 
     def __repr_args__(self) -> list[tuple[str | None, Any]]:

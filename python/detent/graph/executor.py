@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -60,6 +60,8 @@ class Executor:
         describe: names a node for errors: layer and source line.
         gradients: record what gradients need; parameters get none. Otherwise nothing is recorded.
         anew: nodes to compute, and show, in each run even if they do not depend on the inputs.
+        given: nodes whose values each run is given; what only they need is not computed.
+        functions: what computes some nodes in place of their operators, from the same arguments.
 
     Raises:
         UnsupportedOpError: the graph changes its own parameters or buffers while it runs.
@@ -73,6 +75,8 @@ class Executor:
         *,
         gradients: bool = False,
         anew: Collection[fx.Node] = (),
+        given: Sequence[fx.Node] = (),
+        functions: Mapping[fx.Node, Callable[..., Any]] | None = None,
     ) -> None:
         self._mode: Callable[[], AbstractContextManager[None]] = (
             torch.enable_grad if gradients else torch.inference_mode
@@ -82,17 +86,22 @@ class Executor:
         self._nodes = list(module.graph.nodes)
         self._slots = {node: index for index, node in enumerate(self._nodes)}
         self._watched = {node: index for index, node in enumerate(watched)}
-        self._placeholders = [node for node in self._nodes if node.op == "placeholder"]
+        self._given = [self._slots[node] for node in given]
+        self._functions = dict(functions or {})
+        self._placeholders = [node for node in self._nodes if node.op == "placeholder" and node not in given]
         self._channels_last = prefers_channels_last(module)
-        needed = _ancestors(watched)
-        varying = _depending_on_inputs(module, anew)
+        needed = _ancestors(watched, given)
+        varying = _depending_on_inputs(module, [*anew, *given])
         self._constants: list[Any] = [None] * len(self._nodes)
         # What is recorded for gradients must not have been made in inference mode.
         with torch.no_grad() if gradients else torch.inference_mode():
             for node in self._nodes:
                 if node in needed and node not in varying:
                     self._constants[self._slots[node]] = self._compute_constant(node)
-        self._parts = _parts(self._compile([node for node in self._nodes if node in needed and node in varying]))
+        steps = self._compile(
+            [node for node in self._nodes if node in needed and node in varying and node not in given]
+        )
+        self._parts = _parts(steps)
 
     @property
     def draws_random_numbers(self) -> bool:
@@ -125,7 +134,9 @@ class Executor:
                 observer(index, value)
             del value
 
-    def walk(self, inputs: Sequence[torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
+    def walk(
+        self, inputs: Sequence[torch.Tensor], given: Sequence[torch.Tensor] = ()
+    ) -> Iterator[tuple[int, torch.Tensor]]:
         """Run one batch and stop at each watched value that depends on the inputs.
 
         What is computed later sees the changes that the caller makes to the value in place meanwhile. Each part of the
@@ -133,6 +144,7 @@ class Executor:
 
         Args:
             inputs: one tensor per placeholder, in order. The model may write into them.
+            given: values of the nodes that are given, in their order.
 
         Yields:
             The place of a watched node in the list, and its value.
@@ -143,6 +155,8 @@ class Executor:
         values = list(self._constants)
         for node, tensor in zip(self._placeholders, inputs, strict=True):
             values[self._slots[node]] = self._laid_out(tensor)
+        for slot, tensor in zip(self._given, given, strict=True):
+            values[slot] = self._laid_out(tensor)
         for part in self._parts:
             # Entered anew in each part: the mode is the thread's, and the caller may go on in another one.
             with self._mode():
@@ -183,6 +197,8 @@ class Executor:
         return steps
 
     def _callable(self, node: fx.Node) -> Callable[..., Any]:
+        if node in self._functions:
+            return self._functions[node]
         if node.op == "call_function":
             return _ANY_LAYOUT.get(node.target, node.target)  # type: ignore[arg-type]
         if node.op == "call_module":
@@ -256,14 +272,15 @@ def prefers_channels_last(module: fx.GraphModule) -> bool:
     return bool(targets & _CHANNELS_LAST_OPS) and not targets & _LAYOUT_BOUND_OPS
 
 
-def _ancestors(nodes: Collection[fx.Node]) -> set[fx.Node]:
+def _ancestors(nodes: Collection[fx.Node], given: Collection[fx.Node] = ()) -> set[fx.Node]:
+    """Some nodes and all that they are computed from, as far as that is not given."""
     found: set[fx.Node] = set()
     stack = list(nodes)
     while stack:
         node = stack.pop()
         if node not in found:
             found.add(node)
-            stack.extend(node.all_input_nodes)
+            stack.extend(() if node in given else node.all_input_nodes)
     return found
 
 

@@ -28,12 +28,18 @@ def worker_count(*, in_order: bool = False) -> int:
 
 
 @contextmanager
-def sharing_cores(size: int, name: str) -> Iterator[ThreadPoolExecutor]:
-    """Threads that share torch's and the kernels' threads among them. Leaving waits for the tasks that have begun."""
+def sharing_cores(size: int, name: str, *, each: int | None = None) -> Iterator[ThreadPoolExecutor]:
+    """Threads that share torch's and the kernels' threads among them. Leaving waits for the tasks that have begun.
+
+    Args:
+        size: how many.
+        name: begins their names.
+        each: torch's threads within each of them, for sums whose bits depend on that; None takes an equal share.
+    """
     threads = torch.get_num_threads()
 
     def share() -> None:
-        torch.set_num_threads(max(1, threads // size))
+        torch.set_num_threads(each or max(1, threads // size))
         limit_threads(max(1, num_threads() // size))
 
     pool = ThreadPoolExecutor(size, name, initializer=share)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from detent.sensitivity.candidates import Candidates
-from detent.sensitivity.checkpoint import FinishedBatches, digest_of_data, digest_of_texts
 from detent.sensitivity.directions import Loss
 from detent.sensitivity.hawq import hawq_scores
 from detent.sensitivity.measured import points_of_interest, score_by_measuring
@@ -12,10 +11,7 @@ from detent.sensitivity.traces import estimate_traces
 
 __all__ = [
     "Candidates",
-    "FinishedBatches",
     "Loss",
-    "digest_of_data",
-    "digest_of_texts",
     "estimate_traces",
     "hawq_scores",
     "points_of_interest",

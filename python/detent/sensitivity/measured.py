@@ -21,10 +21,10 @@ from detent.errors import CalibrationError, ConfigError
 from detent.graph import Graph
 from detent.graph.placement import Placement
 from detent.graph.side_by_side import sharing_cores, worker_count
+from detent.records.finished import FinishedParts
 from detent.records.plan import QuantPlan
 from detent.records.sensitivity import SensitivityTable, TensorSensitivity
 from detent.sensitivity.candidates import Candidates, Slot
-from detent.sensitivity.checkpoint import FinishedBatches
 from detent.sensitivity.distances import Metric, checked_distances, yardstick
 from detent.sensitivity.downstream import Downstream, FloatValues, Network
 from detent.sensitivity.interest import Interest, choose
@@ -49,7 +49,7 @@ def score_by_measuring(
     weighting: Weighting = "average",
     weights: Mapping[str, float] | None = None,
     show: Callable[[int], None] = lambda done: None,
-    finished: FinishedBatches | None = None,
+    finished: FinishedParts | None = None,
 ) -> SensitivityTable:
     """Score every width that a tensor has in one of the plans by quantizing that tensor alone.
 
@@ -82,7 +82,7 @@ def score_by_measuring(
     )
     candidates = Candidates.of(graph, placement, plans)
     run = _Run(graph, candidates, interest, {} if points == "outputs" else checked_distances(distances), metric)
-    found, sizes = run.measure(batches, show, finished or FinishedBatches())
+    found, sizes = run.measure(batches, show, finished or FinishedParts())
     tensors = tuple(
         # A metric speaks of whole batches: samples tell nothing of its spread.
         _sensitivity(slot, interest, one, sizes, errors=metric is None)
@@ -199,7 +199,7 @@ class _Run:
         self._network = Network(graph, [item.node for item in interest.items])
 
     def measure(
-        self, batches: Batches, show: Callable[[int], None], finished: FinishedBatches
+        self, batches: Batches, show: Callable[[int], None], finished: FinishedParts
     ) -> tuple[list[_Measured], Doubles]:
         """Distances of every item by every candidate, and what they are relative to."""
         parts = self._parts(batches[0])
@@ -207,8 +207,8 @@ class _Run:
         floats = self._network.float_values(list(dict.fromkeys([*sources, *(item.node for item in self._items)])))
         if floats.executor.draws_random_numbers:
             _check_draws(floats, batches[0])
-        sizes = [figures["sizes"] for figures in finished.batches]
-        lost = [[figures[f"lost.{slot}"] for figures in finished.batches] for slot in range(len(self._slots))]
+        sizes = [figures["sizes"] for figures in finished.parts]
+        lost = [[figures[f"lost.{slot}"] for figures in finished.parts] for slot in range(len(self._slots))]
         if sizes:
             show(len(sizes))
         with sharing_cores(worker_count(), "detent-measure") as pool:

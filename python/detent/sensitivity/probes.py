@@ -25,10 +25,10 @@ from detent.graph import Graph
 from detent.graph.executor import Executor
 from detent.graph.placement import Placement
 from detent.graph.side_by_side import sharing_cores, worker_count
+from detent.records.finished import FinishedParts
 from detent.records.plan import QuantPlan
 from detent.records.sensitivity import SensitivityTable, TensorSensitivity
 from detent.sensitivity.candidates import Candidates, Slot
-from detent.sensitivity.checkpoint import FinishedBatches
 from detent.sensitivity.constants import Constants
 from detent.sensitivity.directions import Loss, directions, fisher
 from detent.sensitivity.taps import Gradients, tap_of_grids, tap_of_kernel
@@ -52,7 +52,7 @@ def score_by_probes(
     loss: Loss = "outputs",
     seed: int = 0,
     show: Callable[[int], None] = lambda done: None,
-    finished: FinishedBatches | None = None,
+    finished: FinishedParts | None = None,
 ) -> SensitivityTable:
     """Score every width that a tensor has in one of the plans.
 
@@ -75,7 +75,7 @@ def score_by_probes(
         ConfigError: nothing has a choice, no output has a gradient, or the network draws random numbers, of which a
             scoring that continues would draw others.
     """
-    finished = finished or FinishedBatches()
+    finished = finished or FinishedParts()
     candidates = Candidates.of(graph, placement, plans)
     with torch.inference_mode(False):  # in which a caller may be, and which knows no gradients
         run = _Run(graph, candidates, probes, loss, seed)
@@ -85,7 +85,7 @@ def score_by_probes(
                 remedy="put the model in evaluation mode, or leave `checkpoint` out",
             )
     workers = worker_count(in_order=run.executor.draws_random_numbers)
-    found = [_Found.of(figures, len(candidates.slots)) for figures in finished.batches]
+    found = [_Found.of(figures, len(candidates.slots)) for figures in finished.parts]
     if found:
         show(len(found))
     with sharing_cores(workers, "detent-probe") as pool:

@@ -1,7 +1,6 @@
-"""Finished batches of a scoring on disk, so that one that is interrupted continues instead of starting again.
+"""Finished parts of long work on disk, so that what is interrupted continues instead of starting again.
 
-Batches are scored one by one and put together at the end, so what is kept are the figures of each; a resumed scoring
-puts together the same bits.
+Parts are done one by one, and what is kept are the figures of each; work that continues puts together the same bits.
 """
 
 from __future__ import annotations
@@ -18,35 +17,36 @@ from detent.errors import CalibrationError, FormatError
 from detent.records.files import check_writable, write_atomically
 from detent.records.tensor_file import read_tensor_file, tensor_file
 
-__all__ = ["FinishedBatches", "digest_of_data", "digest_of_texts"]
+__all__ = ["FinishedParts", "digest_of_data", "digest_of_texts"]
 
-_FORMAT: Final = "detent.scoring"
 _VERSION: Final = 1
-_REMEDY: Final = "score with the same model, data and options, or give another `checkpoint` path to start afresh"
+_AFRESH: Final = "give another `checkpoint` path to start afresh"
 
 Arrays = dict[str, npt.NDArray[Any]]
 
 
-class FinishedBatches:
-    """The figures of the batches that are done, in order; written to a file after each, if there is one.
+class FinishedParts:
+    """The figures of the parts that are done, in order; written to a file after each, if there is one.
 
     Args:
-        path: the file; one that exists is read, and its batches are taken as done. None keeps nothing.
-        of: what the scores are of, by what an error calls it: a fingerprint or digest of the model, the data and so on.
+        doing: the work, as an error calls it: `"scoring"`, for instance.
+        path: the file; one that exists is read, and its parts are taken as done. None keeps nothing.
+        of: what the work depends on, by what an error calls it: a fingerprint or digest of the model, the data and so
+            on.
 
     Raises:
-        CalibrationError: the file belongs to a scoring of something else.
+        CalibrationError: the file belongs to work on something else.
         FormatError: the file is damaged or of another kind, or cannot be written.
     """
 
-    def __init__(self, path: Path | None = None, of: Mapping[str, str] | None = None) -> None:
-        self._path = path
+    def __init__(self, doing: str = "work", path: Path | None = None, of: Mapping[str, str] | None = None) -> None:
+        self._doing, self._path = doing, path
         self._of = dict(of or {})
-        self._batches: list[Arrays] = []
+        self._parts: list[Arrays] = []
         if path is not None:
             check_writable(path)
             if path.exists():
-                self._batches = self._read(path)
+                self._parts = self._read(path)
 
     @property
     def kept(self) -> bool:
@@ -54,33 +54,34 @@ class FinishedBatches:
         return self._path is not None
 
     @property
-    def batches(self) -> tuple[Arrays, ...]:
-        """The figures of each batch by name."""
-        return tuple(self._batches)
+    def parts(self) -> tuple[Arrays, ...]:
+        """The figures of each part by name."""
+        return tuple(self._parts)
 
     def add(self, figures: Mapping[str, npt.NDArray[Any]]) -> None:
-        """One more batch is done.
+        """One more part is done.
 
         Raises:
             FormatError: the file cannot be written; it stays as it was.
         """
         if self._path is None:
             return
-        self._batches.append(dict(figures))
-        arrays = {f"{place}.{name}": part for place, one in enumerate(self._batches) for name, part in one.items()}
-        meta = {"of": self._of, "batches": len(self._batches)}
-        write_atomically(self._path, tensor_file(_FORMAT, _VERSION, meta, arrays))
+        self._parts.append(dict(figures))
+        arrays = {f"{place}.{name}": part for place, one in enumerate(self._parts) for name, part in one.items()}
+        meta = {"of": self._of, "parts": len(self._parts)}
+        write_atomically(self._path, tensor_file(f"detent.{self._doing}", _VERSION, meta, arrays))
 
     def _read(self, path: Path) -> list[Arrays]:
-        meta, arrays = read_tensor_file(path, _FORMAT, _VERSION, "give another `checkpoint` path to start afresh")
+        remedy = f"go on with the same model, data and options, or {_AFRESH}"
+        meta, arrays = read_tensor_file(path, f"detent.{self._doing}", _VERSION, _AFRESH)
         try:
-            then, count = dict(meta["of"]), int(meta["batches"])
+            then, count = dict(meta["of"]), int(meta["parts"])
         except (KeyError, TypeError, ValueError):
-            raise FormatError("the file says nothing about what was scored", where=str(path), remedy=_REMEDY) from None
+            raise FormatError("the file does not say what it belongs to", where=str(path), remedy=remedy) from None
         for what, now in self._of.items():
             if then.get(what) != now:
                 raise CalibrationError(
-                    f"the file belongs to a scoring with another {what}", where=str(path), remedy=_REMEDY
+                    f"the file belongs to a {self._doing} with another {what}", where=str(path), remedy=remedy
                 )
         found: list[Arrays] = [{} for _ in range(count)]
         for name, array in arrays.items():
