@@ -137,8 +137,9 @@ inline void require_laid_out_as(const py::array& array, const py::array& like, c
   require_dtype<T>(array, name);
   bool same = array.ndim() == like.ndim();
   for (py::ssize_t d = 0; same && d < like.ndim(); ++d) {
-    same = array.shape(d) == like.shape(d) &&
-           (like.shape(d) <= 1 || like.size() == 0 || array.strides(d) == like.strides(d));
+    same =
+        array.shape(d) == like.shape(d) && (like.shape(d) <= 1 || like.size() == 0 ||
+                                            array.strides(d) * like.itemsize() == like.strides(d) * array.itemsize());
   }
   if (!same) {
     fail(name, " must have the shape and memory order of ", other, ", ", shape_text(like), ", got shape ",

@@ -6,6 +6,7 @@ namespace detent::bindings {
 void register_info(pybind11::module_& module);
 void register_fake_quant(pybind11::module_& module);
 void register_lut(pybind11::module_& module);
+void register_dropping(pybind11::module_& module);
 void register_error(pybind11::module_& module);
 void register_comparison(pybind11::module_& module);
 void register_perturbation(pybind11::module_& module);
@@ -25,6 +26,7 @@ PYBIND11_MODULE(_core, module) {
   detent::bindings::register_info(module);
   detent::bindings::register_fake_quant(module);
   detent::bindings::register_lut(module);
+  detent::bindings::register_dropping(module);
   detent::bindings::register_error(module);
   detent::bindings::register_comparison(module);
   detent::bindings::register_perturbation(module);

@@ -53,6 +53,29 @@ def distances(
     a: _Array, b: _Array, shift: _Array, lower: _Array, upper: _Array, axis: int | None
 ) -> npt.NDArray[np.float64]: ...
 
+# bind_dropping.cpp
+def dropped_round(
+    x: _Array,
+    drawn: _Array | None,
+    below: int,
+    scale: float,
+    zero_point: int,
+    qmin: int,
+    qmax: int,
+    out: _Array | None,
+) -> npt.NDArray[np.float32]: ...
+def dropped_gradients(
+    g: _Array,
+    x: _Array,
+    drawn: _Array | None,
+    below: int,
+    scale: float,
+    zero_point: int,
+    qmin: int,
+    qmax: int,
+    out: _Array | None,
+) -> tuple[npt.NDArray[np.float32], float]: ...
+
 # bind_perturbation.cpp
 def perturbations(
     x: _Array, g: _Array, scale: _Array, zero_point: _Array, qmin: _Array, qmax: _Array

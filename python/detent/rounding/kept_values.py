@@ -88,8 +88,8 @@ class KeptValues:
         assert self._array is not None
         numbers = torch.from_numpy(np.ascontiguousarray(self._array[samples])).to(self._dtype)
         if self._array.dtype == np.float16:
-            exponents = torch.from_numpy(self._exponents[samples]).reshape(-1, *[1] * (numbers.dim() - 1))
-            numbers = torch.ldexp(numbers, exponents)
+            units = np.ldexp(np.float32(1), self._exponents[samples])
+            numbers *= torch.from_numpy(units).reshape(-1, *[1] * (numbers.dim() - 1))
         if self._channels_last:
             return numbers.permute(0, 3, 1, 2)
         return numbers.movedim(0, self.axis)

@@ -22,8 +22,9 @@ from detent.config import LearnedConfig
 from detent.rounding.block_data import BlockData
 from detent.rounding.block_state import BlockParts, BlockState, Trainee
 from detent.rounding.blocks import Block
+from detent.rounding.dropping import Dropping
 from detent.rounding.learned_kernels import Anneal
-from detent.rounding.learning_network import BlockRun, Dropping, Given, LearningNetwork
+from detent.rounding.learning_network import BlockRun, Given, LearningNetwork
 
 __all__ = ["Learned", "learn_block"]
 
@@ -33,8 +34,8 @@ _BETAS: Final = (20.0, 2.0)
 """Exponents of the regularizer, from the end of the warm-up on (AdaRound's)."""
 _ENDING: Final = 0.05
 """Last learning rate, in parts of the first."""
-_DROPPED: Final = 0.5
-"""Part of the entries whose rounding is dropped (QDrop's)."""
+_DROPPED: Final = 128
+"""Of 256 entries, how many stay unrounded (QDrop's half)."""
 
 Integers = npt.NDArray[np.int64]
 
@@ -204,7 +205,7 @@ class _Part:
         """The loss, in parts of that at the start, and its gradients, in the order of what is given."""
         data, dropping = self._data, self._dropping
         if self._options.activations == "drop":
-            dropping.random, dropping.probability = np.random.default_rng(list(seed)), _DROPPED
+            dropping.random, dropping.below = np.random.default_rng(list(seed)), _DROPPED
         elif self._options.activations == "gradual":
             dropping.share = at
         inputs = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -11,13 +12,15 @@ import numpy.typing as npt
 import torch
 from torch import fx
 
+import detent.graph.operators  # noqa: F401  (registers torch.ops.detent)
 from detent.graph import Graph
 from detent.graph.executor import Executor
 from detent.graph.names import NAME
 from detent.graph.roles import argument
 from detent.rounding.blocks import Block
+from detent.rounding.dropping import Dropping
 
-__all__ = ["BlockRun", "Dropping", "Given", "LearningNetwork", "whole_network"]
+__all__ = ["BlockRun", "Given", "LearningNetwork", "whole_network"]
 
 _GRID_OPS: Final = (torch.ops.detent.fake_quantize.default, torch.ops.detent.lut_fake_quantize.default)
 
@@ -50,32 +53,6 @@ class Given:
             biases={name: next(rest) for name in self.biases},
             scales={name: next(rest) for name in self.scales},
         )
-
-
-@dataclass
-class Dropping:
-    """Leaves values unrounded in a run: entries at random (QDrop, Wei et al. 2022, arXiv:2203.05740), or all in part.
-
-    Args:
-        random: where; None drops none.
-        probability: that an entry stays as it is.
-        share: of the rounding error that the others have.
-    """
-
-    random: np.random.Generator | None = None
-    probability: float = 0.0
-    share: float = 1.0
-
-    def mix(self, plain: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
-        """What goes on in place of the rounded value."""
-        if self.share < 1:
-            rounded = torch.lerp(plain, rounded, self.share)
-        if self.random is None or self.probability <= 0:
-            return rounded
-        # A byte for each entry: the probability is a whole number of 256ths.
-        drawn = torch.frombuffer(bytearray(self.random.bytes(plain.numel())), dtype=torch.uint8).to(plain.device)
-        laid_out = drawn.as_strided(plain.shape, torch.empty_like(plain, device="meta").stride())
-        return torch.where(laid_out < round(self.probability * 256), plain, rounded)
 
 
 class LearningNetwork:
@@ -178,12 +155,8 @@ class LearningNetwork:
 
     def drops(self, values: Sequence[str], dropping: Dropping) -> dict[fx.Node, Callable[..., Any]]:
         """For the grids of some values, what rounds with dropping."""
-
-        def instead(operator: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-            return lambda value, *grid: dropping.mix(value, operator(value, *grid))
-
         nodes = [self._settled[name] for name in values if name in self._settled]
-        return {node: instead(node.target) for node in nodes}  # type: ignore[arg-type]
+        return {node: partial(dropping.round, node.target) for node in nodes}  # type: ignore[arg-type]
 
 
 def _not_given() -> None:
