@@ -112,7 +112,7 @@ class _Learning:
     ) -> None:
         self._graph, self._plan, self._samples = graph, plan, samples
         self._options, self._finished = options, finished
-        names = [graph.name_of(node) for node in graph.outputs()]
+        names = [graph.name_of(node) for node in graph.outputs() if node.op != "placeholder"]
         self._outputs = tuple(name for name in names if graph.find(name).is_float)
         self._logits = self._outputs if options.loss == "fisher" else ()
         self._learned = LearnedPlan(graph, plan, options)
@@ -150,13 +150,13 @@ class _Learning:
             found += [(block, options) for block in find_blocks(self._graph, layers, options.granularity)]
         if options.network_steps:
             found += [
-                (replace(whole, compared=self._outputs), options.for_network())
+                (replace(whole, compared=self._outputs or whole.compared), options.for_network())
                 for whole in find_blocks(self._graph, layers, "network")
             ]
         return found
 
     def _weights(self, blocks: Sequence[Block], pool: ThreadPoolExecutor) -> Mapping[str, Any]:
-        if self._options.attention == "none":
+        if self._options.attention == "none" or not blocks:
             return {}
         values = list(dict.fromkeys(name for block in blocks for name in block.compared))
         samples = self._samples
@@ -185,8 +185,10 @@ class _Learning:
         walk.leave(block, learned.state.given(parts), blocks[number + 1 :])
 
     def judged(self) -> QuantPlan:
-        """The plan as it was learned, if the outputs of the network are closer to float with it."""
+        """The plan as it was learned, if outputs of the network, where there are such numbers, are closer to float."""
         found = self._learned.finished()
+        if not self._outputs:
+            return found
         before, after = self._output_errors(self._plan), self._output_errors(found)
         if after < before:
             return found

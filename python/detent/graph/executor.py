@@ -12,8 +12,9 @@ from torch import fx
 from torch._ops import OpOverload
 
 from detent.errors import CalibrationError, UnsupportedOpError
+from detent.graph.roles import argument, argument_names
 
-__all__ = ["Executor", "Observer", "prefers_channels_last"]
+__all__ = ["Executor", "Observer", "for_any_layout", "prefers_channels_last"]
 
 Observer = Callable[[int, torch.Tensor], None]
 """Sees the value of a watched node, given by its place in the list, for one batch; must not keep or change it."""
@@ -88,7 +89,7 @@ class Executor:
         self._watched = {node: index for index, node in enumerate(watched)}
         self._given = [self._slots[node] for node in given]
         self._functions = dict(functions or {})
-        self._placeholders = [node for node in self._nodes if node.op == "placeholder" and node not in given]
+        self._placeholders = [node for node in self._nodes if node.op == "placeholder"]
         self._channels_last = prefers_channels_last(module)
         needed = _ancestors(watched, given)
         varying = _depending_on_inputs(module, [*anew, *given])
@@ -106,11 +107,7 @@ class Executor:
     @property
     def draws_random_numbers(self) -> bool:
         """Whether an operator reads torch's random state, so that the order of the batches matters."""
-        functions = (step.node.target for part in self._parts for step in part)
-        return any(
-            isinstance(function, OpOverload) and torch.Tag.nondeterministic_seeded in function.tags
-            for function in functions
-        )
+        return any(_draws(step.node) for part in self._parts for step in part)
 
     def show_constants(self, observer: Observer) -> None:
         """Show the watched values that do not depend on the inputs."""
@@ -143,7 +140,7 @@ class Executor:
         walk may run in another thread.
 
         Args:
-            inputs: one tensor per placeholder, in order. The model may write into them.
+            inputs: one tensor per placeholder, in order. The model may write into them. Not read where it is given.
             given: values of the nodes that are given, in their order.
 
         Yields:
@@ -200,7 +197,7 @@ class Executor:
         if node in self._functions:
             return self._functions[node]
         if node.op == "call_function":
-            return _ANY_LAYOUT.get(node.target, node.target)  # type: ignore[arg-type]
+            return for_any_layout(node.target)  # type: ignore[arg-type]
         if node.op == "call_module":
             return self._module.get_submodule(str(node.target))
         if node.op == "call_method":
@@ -232,8 +229,8 @@ class Executor:
         """A model that writes into its own state would make the statistics depend on the order of the samples."""
         if not isinstance(node.target, OpOverload) or not node.target._schema.is_mutable:
             return
-        for source, argument in zip(node.args, node.target._schema.arguments, strict=False):
-            written = argument.alias_info is not None and argument.alias_info.is_write
+        for source, parameter in zip(node.args, node.target._schema.arguments, strict=False):
+            written = parameter.alias_info is not None and parameter.alias_info.is_write
             if written and isinstance(source, fx.Node) and self._constants[self._slots[source]] is not None:
                 raise UnsupportedOpError(
                     f"the model changes its own state {source.name!r} while it runs ({node.target})",
@@ -286,6 +283,19 @@ def _ancestors(nodes: Collection[fx.Node], given: Collection[fx.Node] = ()) -> s
 
 def _is_kernel(weight: fx.Node, user: fx.Node) -> bool:
     return user.target in _CHANNELS_LAST_OPS and len(user.args) > 1 and user.args[1] is weight
+
+
+def for_any_layout(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What gives the same values as an operator whatever the memory layout of its arguments."""
+    return _ANY_LAYOUT.get(function, function)
+
+
+def _draws(node: fx.Node) -> bool:
+    """Whether an operator reads torch's random state; dropout that is switched off does not."""
+    if not isinstance(node.target, OpOverload) or torch.Tag.nondeterministic_seeded not in node.target.tags:
+        return False
+    switches = {"train", "training"}.intersection(argument_names(node))
+    return all(argument(node, switch) for switch in switches)
 
 
 def _same(value: torch.Tensor) -> torch.Tensor:

@@ -14,9 +14,11 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import fx
 
 from detent.errors import CalibrationError
 from detent.graph import Graph
+from detent.graph.executor import for_any_layout
 from detent.rounding.block_data import NetworkInputs
 from detent.rounding.learning_network import BlockRun
 
@@ -58,7 +60,7 @@ def attention_of_samples(
         {**nodes, **outputs},
         graph.name_of,
         gradients=True,
-        functions={node: _tracked(node.target) for node in nodes.values() if node.op == "call_function"},  # type: ignore[arg-type]
+        functions={node: _tracked(node) for node in nodes.values() if node.op == "call_function"},
     )
     axes = {name: layout.axis for name in values if (layout := graph.find(name).batch) is not None}
 
@@ -66,12 +68,13 @@ def attention_of_samples(
         found = run(inputs.take(samples), [])
         random = torch.Generator().manual_seed(int(np.random.default_rng([seed, int(samples[0])]).integers(2**62)))
         totals = {name: np.zeros(len(samples)) for name in values}
-        for _ in range(_DIRECTIONS):
-            along = [torch.randint(0, 2, found[name].shape, generator=random) * 2.0 - 1 for name in outputs]
+        ends = [found[name] for name in outputs if found[name].requires_grad]
+        for _ in range(_DIRECTIONS if ends else 0):
+            along = [torch.randint(0, 2, end.shape, generator=random) * 2.0 - 1 for end in ends]
             gradients = torch.autograd.grad(
-                [found[name] for name in outputs],
+                ends,
                 [found[name] for name in values],
-                [one.to(found[name].device) for one, name in zip(along, outputs, strict=True)],
+                [one.to(end.device) for one, end in zip(along, ends, strict=True)],
                 retain_graph=True,
                 allow_unused=True,
             )
@@ -95,8 +98,9 @@ def attention_of_samples(
     return weights
 
 
-def _tracked(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function, whose result gradients are taken with respect to."""
+def _tracked(node: fx.Node) -> Callable[..., Any]:
+    """What computes a node, with a result that gradients are taken with respect to."""
+    function = for_any_layout(node.target)  # type: ignore[arg-type]
 
     def instead(*arguments: Any, **named: Any) -> Any:
         value = function(*arguments, **named)

@@ -231,8 +231,7 @@ class Trainee:
 
 
 def _sum_by_step(terms: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """Sums of a number for each element of a kernel over those that share a step, `[n]`."""
-    if grid.axis is None:
-        return terms.sum().reshape(1).cpu()
-    first = terms.movedim(grid.axis, 0)
-    return first.reshape(grid.size, -1).sum(1).cpu()
+    """Sums of a number for each element of a kernel over those that share a step, `[n]`, on any number of threads."""
+    numbers = terms.cpu().numpy()
+    first = numbers if grid.axis is None else np.moveaxis(numbers, grid.axis, 0)
+    return torch.from_numpy(first.reshape(grid.size, -1).sum(axis=1))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
@@ -99,15 +98,15 @@ class BlockWalk:
         inputs = [self._floats[name] for name in block.inputs]
         self._floats.update(self._kept(run, inputs, list(wanted)))
         targets = {name: self._floats[name] for name in block.compared}
-        energies = {name: self._energy(kept) for name, kept in targets.items()}
-        for name, energy in energies.items():
-            if not math.isfinite(energy):
+        for name, kept in targets.items():
+            if not kept.is_finite:
                 raise CalibrationError(
                     "a value of the float network holds NaN or infinity",
                     where=name,
                     remedy="look for such values in the data; detent.calibrate names the sample",
                 )
         samples = self._samples
+        energies = {name: self._pool.submit(self._energy, kept).result() for name, kept in targets.items()}
         return BlockData(
             network=samples.inputs,
             quantized=[self._quantized[name] for name in block.inputs],
@@ -139,8 +138,12 @@ class BlockWalk:
         run = self._network.run_of(block, given=given, watched=block.layers)
         samples = self._samples.judging[: self._samples.part]
         inputs = [self._quantized[name].take(samples) for name in block.inputs]
-        found = run(self._samples.inputs.take(samples), inputs, given.tensors())
-        return {name: float(value.double().square().mean().sqrt()) for name, value in found.items()}
+
+        def measure() -> dict[str, float]:
+            found = run(self._samples.inputs.take(samples), inputs, given.tensors())
+            return {name: float(value.double().square().mean().sqrt()) for name, value in found.items()}
+
+        return self._pool.submit(measure).result()
 
     def _kept(
         self, run: BlockRun, inputs: Sequence[KeptValues], names: Iterable[str], given: Sequence[torch.Tensor] = ()

@@ -177,14 +177,20 @@ class _Cuts:
                     values=tuple(node.name for node in inside),
                     inputs=tuple(node.name for node in before if node.node in read),
                     outputs=outputs,
-                    compared=compared or tuple(name for name in outputs if self._float(name)),
+                    compared=compared or self._compared(inside, outputs),
                 )
             )
             start = end
         return found
 
-    def _float(self, name: str) -> bool:
-        return next(node.is_float for node in self.nodes if node.name == name)
+    def _compared(self, inside: Sequence[GraphNode], outputs: Sequence[str]) -> tuple[str, ...]:
+        """The floating-point outputs that the block computes, or the last such value where only others go on."""
+        known = [
+            node.name
+            for node in inside
+            if node.is_float and node.node in self._varying and node.node.op != "placeholder"
+        ]
+        return tuple(name for name in outputs if name in known) or tuple(known[-1:])
 
 
 def _varying(nodes: Sequence[GraphNode]) -> set[fx.Node]:

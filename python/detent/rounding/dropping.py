@@ -40,7 +40,9 @@ class Dropping:
         return found
 
     def mix(self, plain: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
-        """What goes on in place of the rounded value."""
+        """What goes on in place of the rounded value; whole numbers are not mixed."""
+        if not plain.is_floating_point():
+            return rounded
         if self.share < 1:
             rounded = torch.lerp(plain, rounded, self.share)
         drawn = self._drawn(plain)

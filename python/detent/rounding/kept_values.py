@@ -61,6 +61,7 @@ class KeptValues:
         self._array: npt.NDArray[Any] | None = None
         self._dtype = torch.float32
         self._exponents = np.zeros(samples, np.int32)
+        self._finite = np.ones(samples, np.bool_)
         self._channels_last = False
 
     def put(self, start: int, value: torch.Tensor) -> None:
@@ -77,8 +78,8 @@ class KeptValues:
         if self._array.dtype == np.float16:
             flat = np.abs(numbers.reshape(len(numbers), -1))
             largest = flat.max(axis=1, initial=0.0).astype(np.float64)
-            with np.errstate(invalid="ignore"):
-                _, exponents = np.frexp(np.where(np.isfinite(largest), largest, 1.0) / _LARGEST)
+            self._finite[place] = np.isfinite(largest)
+            _, exponents = np.frexp(np.where(self._finite[place], largest, 1.0) / _LARGEST)
             self._exponents[place] = exponents
             numbers = np.ldexp(numbers, -exponents.reshape(-1, *[1] * (numbers.ndim - 1)))
         self._array[place] = numbers
@@ -99,6 +100,11 @@ class KeptValues:
         """Numbers of one sample."""
         assert self._array is not None
         return math.prod(self._array.shape[1:])
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether no sample holds NaN or infinity."""
+        return bool(self._finite.all())
 
     def drop(self) -> None:
         """They are no longer read."""
