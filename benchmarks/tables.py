@@ -14,7 +14,7 @@ from typing import Any
 
 from mixed_precision_tables import mixed_precision_page, mixed_precision_summary
 from result_tables import load, machine_line, measured_rows, table
-from rounding_tables import rounding_page
+from rounding_tables import rounding_page, rounding_summary
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
@@ -84,6 +84,7 @@ def render() -> str:
             "",
         ]
     lines += mixed_precision_summary()
+    lines += rounding_summary()
     for title, name in (("Whole runs", "ptq"), ("Exported ONNX in onnxruntime", "onnx"), ("Kernels", "kernels")):
         data = load(name)
         if data:

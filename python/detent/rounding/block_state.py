@@ -194,6 +194,9 @@ class Trainee:
     def move(self, gradients: Given, at: Anneal) -> None:
         """One step down gradients with respect to what `given` gave last."""
         kernel_factors = self._factors(self._kernel_logs)
+        # Soft weights have their way to go until the end: the regularizer is felt last of all.
+        falling = 1.0 if self._options.method == "soft" else at.rate
+        of_kernels = replace(at, rate=falling * self._options.rate)
         for name, kernel in self._kernels.items():
             gradient = gradients.kernels[name]
             factors = kernel_factors.get(name)
@@ -203,7 +206,7 @@ class Trainee:
                 # The value is the factor, e to the log, times the kernel's.
                 self._kernel_logs[name].grad = _sum_by_step(gradient * wide * self._values[name], grid)
                 gradient = gradient * wide
-            kernel.move(gradient.contiguous(), replace(at, rate=at.rate * self._options.rate))
+            kernel.move(gradient.contiguous(), of_kernels)
         for name, bias in self._biases.items():
             bias.grad = gradients.biases[name].cpu()
         for name, part in self._parts.steps.items():
