@@ -71,6 +71,14 @@ def learn_rounding(
     expect(graph, Graph, "graph", "detent.capture")
     check_plan_is_of(plan, graph.fingerprint(), "plan")
     settings = LearnedConfig.of(options, "options")
+    # In inference mode, where a caller may be, there are no gradients.
+    with torch.inference_mode(False):
+        return _learn(graph, plan, data, settings, checkpoint, progress)
+
+
+def _learn(
+    graph: Graph, plan: QuantPlan, data: Any, settings: LearnedConfig, checkpoint: str | Path | None, progress: bool
+) -> QuantPlan:
     batches = first_samples(graph, data, settings.samples, parts=4)
     samples = Samples(graph, batches)
     if samples.count < _LEAST or not len(samples.learning):
@@ -82,8 +90,7 @@ def learn_rounding(
     if checkpoint is not None:
         finished = FinishedParts("learning", Path(checkpoint), _identity(graph, plan, settings, batches))
     learning = _Learning(graph, plan, samples, settings, finished)
-    # In inference mode, where a caller may be, there are no gradients.
-    with tempfile.TemporaryDirectory(prefix="detent-") as folder, torch.inference_mode(False):
+    with tempfile.TemporaryDirectory(prefix="detent-") as folder:
         learning.run(Shelf(settings.memory_mb, Path(folder)), progress)
     return learning.judged()
 

@@ -1,4 +1,4 @@
-"""Kernels that are learned begin with the codes they are given, and go where gradients and the regularizer draw them."""
+"""Kernels that are learned begin with the codes they are given, and go where gradients and the regularizer say."""
 
 from __future__ import annotations
 

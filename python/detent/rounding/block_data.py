@@ -93,7 +93,7 @@ class BlockData:
             unit = 1.0 if name in self.diverging else self.energies[name]
             if name in self.weights:
                 each = torch.from_numpy(self.weights[name][samples]).to(self.device)
-                mean = (errors.movedim(kept.axis, 0).flatten(1).mean(1) * each).mean()
+                mean = (errors.movedim(kept.axis, 0).reshape(len(samples), -1).mean(1) * each).mean()
             else:
                 mean = errors.mean()
             total = total + mean / unit

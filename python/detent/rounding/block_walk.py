@@ -38,7 +38,9 @@ class Samples:
     def __init__(self, graph: Graph, batches: Sequence[Sequence[torch.Tensor]]) -> None:
         axes = [spec.batch_axis for spec in graph.inputs]
         parts = [list(one) for one in zip(*batches, strict=True)]
-        tensors = [one[0] if axis is None else torch.cat(one, axis) for one, axis in zip(parts, axes, strict=True)]
+        tensors = [
+            one[0].clone() if axis is None else torch.cat(one, axis) for one, axis in zip(parts, axes, strict=True)
+        ]
         self.inputs = NetworkInputs(tensors, axes)
         self.count = next(one.shape[axis] for one, axis in zip(tensors, axes, strict=True) if axis is not None)
         self.part = min(_PART, max(1, self.count // 2)) if graph.batch.dynamic else graph.batch.size
