@@ -131,7 +131,7 @@ NETWORKS: dict[str, tuple[Any, tuple[tuple[int, ...], ...]]] = {
     "plain": (plain, ((6,),)),
     "one_layer": (lambda: nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU()), (IMAGE,)),
 }
-FROM_MODELS = [name for name, case in MODELS.items() if case.dynamic and name not in ("reused", "recurrent")]
+FROM_MODELS = [name for name, case in MODELS.items() if case.dynamic and name != "reused"]
 
 
 @functools.cache

@@ -112,7 +112,7 @@ def test_every_kind_of_grid_and_layer(kind: str, way: str, layers: detent.Graph)
         assert (entry.grid.kind, entry.grid.bits) == (plan.weights[name].grid.kind, 3)  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "recurrent"])
+@pytest.mark.parametrize("name", MODELS)
 def test_every_kind_of_network(name: str) -> None:
     case = MODELS[name]
     torch.manual_seed(1)
