@@ -22,11 +22,12 @@ class LearnedConfig(Options):
             (`"nearest"`).
         granularity: what is learned together: `"blocks"` of the network, single `"layers"`, or all the `"network"`,
             which is then held to the float one where blocks end.
-        method: `"soft"` moves each weight between two neighbouring codes, its own and the one on its other side;
-            `"straight_through"` may move it on.
+        method: `"straight_through"` rounds weights that move freely; `"soft"` moves each weight between two
+            neighbouring codes, its own and the one on its other side, and takes thousands of steps to get there.
         steps: for each block; more are slower and better. 0 leaves the blocks as they are.
         batch: samples in a step.
-        rate: learning rate of the rounding, falling to a twentieth.
+        rate: learning rate of the rounding: of straight-through weights in steps of their grid, falling to a twentieth;
+            of soft ones as for AdaRound. None takes 0.005 and 0.05.
         bias_rate: of biases, relative to the magnitude of their layers' outputs; 0 leaves them.
         step_rate: of activations' steps, relative; power-of-two steps stay. 0 leaves them.
         kernel_step_rate: of kernels' steps, in the same way.
@@ -51,15 +52,15 @@ class LearnedConfig(Options):
     samples: Annotated[int, Field(ge=8)] = 1024
     start: Literal["gptq", "nearest"] = "gptq"
     granularity: Literal["blocks", "layers", "network"] = "blocks"
-    method: Literal["soft", "straight_through"] = "soft"
+    method: Literal["straight_through", "soft"] = "straight_through"
     steps: Annotated[int, Field(ge=0)] = 200
     batch: Annotated[int, Field(ge=1)] = 32
-    rate: Annotated[float, Field(gt=0, le=1)] = 0.05
+    rate: Annotated[float, Field(gt=0, le=1)] | None = None
     bias_rate: Rate = 0.001
     step_rate: Rate = 0.005
     kernel_step_rate: Rate = 0.0
     activations: Literal["drop", "gradual", "rounded"] = "drop"
-    regularization: Annotated[float, Field(ge=0)] = 1.0
+    regularization: Annotated[float, Field(ge=0)] = 100.0
     warm_up: Annotated[float, Field(ge=0, lt=1)] = 0.2
     attention: Literal["none", "samples"] = "none"
     network_steps: Annotated[int, Field(ge=0)] = 0
@@ -68,6 +69,11 @@ class LearnedConfig(Options):
     patience: Annotated[int, Field(ge=1)] = 4
     memory_mb: Annotated[int, Field(ge=0)] = 2048
     seed: Annotated[int, Field(ge=0)] = 0
+
+    @property
+    def rounding_rate(self) -> float:
+        """`rate`, or what stands for None."""
+        return self.rate or (0.05 if self.method == "soft" else 0.005)
 
     def for_network(self) -> LearnedConfig:
         """The same for all the network at once behind the blocks."""

@@ -196,7 +196,7 @@ class Trainee:
         kernel_factors = self._factors(self._kernel_logs)
         # Soft weights have their way to go until the end: the regularizer is felt last of all.
         falling = 1.0 if self._options.method == "soft" else at.rate
-        of_kernels = replace(at, rate=falling * self._options.rate)
+        of_kernels = replace(at, rate=falling * self._options.rounding_rate)
         for name, kernel in self._kernels.items():
             gradient = gradients.kernels[name]
             factors = kernel_factors.get(name)
