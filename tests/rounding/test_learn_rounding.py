@@ -47,13 +47,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "fisher": {"loss": "fisher"},
     "network_steps": {"network_steps": 10},
     "fisher_of_the_network": {"loss": "fisher", "network_steps": 10, "attention": "samples"},
-    "network_only": {"steps": 0, "network_steps": 30},
+    "network_only": {"steps": 0, "network_steps": 10},
     "kernel_steps": {"kernel_step_rate": 0.01},
     "kernels_only": {"bias_rate": 0, "step_rate": 0},
     "impatient": {"patience": 1, "method": "straight_through"},
     "without_regularizer": {"regularization": 0, "warm_up": 0},
     "small_batches": {"batch": 1},
-    "large_batches": {"batch": 500, "steps": 5},
+    "large_batches": {"batch": 200, "steps": 2},
     "few_samples": {"samples": 24},
 }
 
@@ -69,13 +69,13 @@ def test_much_is_gained_on_data_that_nothing_was_learned_from() -> None:
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_no_option_makes_the_outputs_worse_on_samples_that_judge(name: str) -> None:
-    found = learned(**{"steps": 6, **OPTIONS[name]})
+    found = learned(**{"steps": 4, "batch": 16, **OPTIONS[name]})
     judging = images()[12:24] if name == "few_samples" else images()[JUDGING]
     assert lost(captured(), found, judging) <= lost(captured(), plan_of(), judging)
     assert detent.apply(captured(), found)(images()[:3]).shape == (3, 5)
 
 
-@pytest.mark.parametrize("name", ["straight_through", "layers", "gradual", "attention"])
+@pytest.mark.parametrize("name", ["straight_through", "layers", "gradual"])
 def test_every_way_gains_where_much_is_to_be_gained(name: str) -> None:
     found = learned(**OPTIONS[name])
     assert lost(captured(), found, images()[UNSEEN]) < 0.9 * lost(captured(), plan_of(), images()[UNSEEN])

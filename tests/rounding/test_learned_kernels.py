@@ -167,8 +167,10 @@ def test_a_gradient_pushes_codes_down_it(name: str, kind: str) -> None:
         # Soft weights know the neighbour on their own side only.
         lean = kernel - np.float32(sign * 1e-3) * np.float32(grid.scale.min())
         found = KINDS[name](lean, middle, grid)
-        for step in range(1, 300 if grid.table is None else 1500):
-            found.move(torch.full(SHAPE, sign), at(step))
+        # Straight through, codebooks are crossed in parts of a 128th of their reach.
+        rate = 2.0 if grid.table is not None and name == "straight" else 0.2
+        for step in range(1, 60):
+            found.move(torch.full(SHAPE, sign), at(step, rate=rate))
         changed = found.codes() - middle
         assert (np.sign(changed) == -sign).all()
         assert name == "straight" or (np.abs(changed) == 1).all()
@@ -187,7 +189,7 @@ def test_straight_through_runs_with_values_of_the_grid() -> None:
     for grid in (AFFINE["groups"], AFFINE["uniform"], CODEBOOKS["codebook_each"]):
         kernel = kernel_of()
         found = StraightKernel(kernel, moved(grid, on_grid(grid, kernel)), grid, CPU)
-        for step in range(1, 20):
+        for step in range(1, 10):
             found.move(torch.randn(SHAPE, generator=torch.Generator().manual_seed(step)), at(step, rate=0.3))
             assert np.array_equal(found.value().numpy(), values(grid, found.codes()))
 

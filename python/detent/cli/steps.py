@@ -87,8 +87,7 @@ def quantize_to_folder(
     passes = passes_over_data(graph, target, config, asked, limits, None, times)
     partial, scores, learning = (out / f"{name}.partial" for name in ("calibration", "scores", "learning"))
     if not resume:
-        for left in (partial, scores, learning):
-            left.unlink(missing_ok=True)
+        _remove(partial, scores, learning)
     with _step(console, "calibrate"), _resumable(partial):
         statistics = detent.calibrate(
             graph,
@@ -122,9 +121,13 @@ def quantize_to_folder(
         with _step(console, "export"):
             detent.export(quantized, out / "model.onnx", inputs=export.inputs, outputs=export.outputs)
         written.append("model.onnx")
-    for finished in (partial, scores, learning):
-        finished.unlink(missing_ok=True)
+    _remove(partial, scores, learning)
     console.print(f"written to {out}: {', '.join(written)}", markup=False, soft_wrap=True)
+
+
+def _remove(*paths: Path) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
 
 
 def _read_preprocessing(path: Path | None) -> Preprocessing | dict[str, Preprocessing] | None:
