@@ -79,7 +79,7 @@ def plan_of(**options: Any) -> detent.QuantPlan:
 
 def learned(plan: detent.QuantPlan | None = None, data: Any = None, **options: Any) -> detent.QuantPlan:
     """The network's rounding, learned in a few steps."""
-    given = {"steps": 30, **options}
+    given = {"steps": 30, "method": "soft", "regularization": 1.0, **options}
     data = images()[:128] if data is None else data
     return detent.learn_rounding(captured(), plan or plan_of(), data, options=given, progress=False)
 

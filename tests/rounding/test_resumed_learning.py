@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -25,7 +26,13 @@ from detent.records.finished import FinishedParts
 from tests.mixed_targets import write_target
 from tests.rounding.networks import Net, captured, images, learned, plan_of
 
-SHORT: dict[str, Any] = {"steps": 6, "network_steps": 4, "kernel_step_rate": 0.01}
+SHORT: dict[str, Any] = {
+    "method": "soft",
+    "regularization": 1.0,
+    "steps": 6,
+    "network_steps": 4,
+    "kernel_step_rate": 0.01,
+}
 TURNS = 4
 """Three blocks, and all the network."""
 
@@ -112,7 +119,7 @@ def test_memory_does_not_matter(whole: str, tmp_path: Path) -> None:
 
 
 KILLED = """
-import sys, time
+import json, sys, time
 import detent
 from detent.records.finished import FinishedParts
 from tests.rounding.networks import captured, images
@@ -125,7 +132,7 @@ def slow(finished, figures):
 
 FinishedParts.add = slow
 plan = detent.QuantPlan.load(sys.argv[1])
-options = {"steps": 6, "network_steps": 4, "kernel_step_rate": 0.01}
+options = json.loads(sys.argv[3])
 detent.learn_rounding(captured(), plan, images()[:64], options=options, checkpoint=sys.argv[2], progress=False)
 """
 
@@ -134,7 +141,7 @@ def test_killed_and_continued_in_another_process(whole: str, tmp_path: Path) -> 
     path = tmp_path / "learning.partial"
     plan_of().save(tmp_path / "plan.json")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folder for folder in sys.path if folder)}
-    arguments = [sys.executable, "-c", KILLED, str(tmp_path / "plan.json"), str(path)]
+    arguments = [sys.executable, "-c", KILLED, str(tmp_path / "plan.json"), str(path), json.dumps(SHORT)]
     process = subprocess.Popen(arguments, env=environment)
     try:
         deadline = time.monotonic() + 120

@@ -174,7 +174,9 @@ class StraightKernel:
     def __init__(self, kernel: Floats, codes: npt.NDArray[Any], grid: Grid, device: torch.device) -> None:
         self._grid, self._device = grid, device
         self._rows = _Rows(grid, kernel.shape)
-        self._steps = grid.scale[:, None]
+        # Of a codebook, the mean distance of its values.
+        gaps = 1.0 if grid.table is None else np.diff(np.atleast_2d(grid.table), axis=1).mean(axis=1)
+        self._steps = (grid.scale * gaps).astype(np.float32)[:, None]
         values = self._rows.of(grid.values(codes.astype(grid.storage)))
         near = self._rows.of(kernel)
         if grid.table is None:
@@ -193,11 +195,11 @@ class StraightKernel:
         return torch.from_numpy(self._grid.round(self._weights())).to(self._device)
 
     def move(self, gradient: torch.Tensor, at: Anneal) -> None:
-        """A step in parts of a step of the grid; beyond its ends nothing is felt."""
+        """A step in parts of a step of the grid; nothing moves further beyond its ends."""
         x = self._x.numpy()
         rows = self._rows.of(gradient.cpu().numpy()) * self._steps
-        inside = (x >= self._lowest) & (x <= self._highest)
-        self._optimizer.move(torch.from_numpy(np.where(inside, rows, np.float32(0))), at)
+        outwards = ((x < self._lowest) & (rows > 0)) | ((x > self._highest) & (rows < 0))
+        self._optimizer.move(torch.from_numpy(np.where(outwards, np.float32(0), rows)), at)
 
     def codes(self) -> Codes:
         """The nearest codes."""
