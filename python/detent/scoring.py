@@ -25,6 +25,8 @@ from detent.records.statistics import Statistics
 from detent.records.widths import Widths
 from detent.sensitivity import (
     Candidates,
+    estimate_traces,
+    hawq_scores,
     score_by_measuring,
     score_by_probes,
 )
@@ -161,6 +163,8 @@ def make_table(
     """
     options = request.setting.options
     graph, placement = request.setting.graph, request.setting.placement
+    if options.scores == "hawq":
+        return _curvature_table(request, plans, data)
     batches = first_samples(graph, data, options.samples, parts=2)
     finished = FinishedParts()
     if checkpoint is not None:
@@ -181,6 +185,28 @@ def make_table(
             show=show,
             finished=finished,
         )
+
+
+def _curvature_table(request: Request, plans: Sequence[QuantPlan], data: Any) -> SensitivityTable:
+    """HAWQ scores, from traces of the tensors with a choice."""
+    options = request.setting.options
+    graph, placement = request.setting.graph, request.setting.placement
+    candidates = Candidates.of(graph, placement, plans)
+    batches = first_samples(graph, data, options.samples, parts=1)
+    with progress_bar("estimating traces", "backward passes", None, wanted=request.progress) as show:
+        traces = estimate_traces(
+            graph,
+            placement,
+            batches,
+            values=[name for slot in candidates.slots if slot.role == "activations" for name in slot.grids],
+            kernels=[slot.name for slot in candidates.slots if slot.role == "weights"],
+            stats=request.stats,
+            probes=max(2, options.probes),
+            loss=options.loss,
+            seed=options.seed,
+            show=show,
+        )
+    return hawq_scores(traces, candidates)
 
 
 def _identity(request: Request, plans: Sequence[QuantPlan], batches: Batches) -> dict[str, str]:

@@ -90,7 +90,7 @@ def test_the_last_layer_counts_what_reaches_it() -> None:
         ({"distances": {"conv": "kl"}}, "for points of interest"),
         ({"points": "usual", "metric": largest_change, "distances": {"conv": "mse"}}, "takes the place"),
         ({"metric": "mse"}, "metric"),
-        ({"loss": "fisher"}, "is for probes"),
+        ({"loss": "fisher"}, "is for gradients"),
         ({"scores": "probes", "points": "usual"}, "`points` is for measured scores"),
         ({"scores": "probes", "weighting": "last_layer"}, "`weighting` is for measured scores"),
         ({"scores": "probes", "metric": largest_change}, "`metric` is for measured scores"),

@@ -17,7 +17,7 @@ Distance = Literal["mse", "kl", "cosine"]
 Weighting = Literal["average", "last_layer", "exponential", "hessian"]
 
 _MEASURED: Final = "give a `metric` that compares predictions, or take probes"
-_PROBED: Final = 'set scores="measured", or leave it out: probes look at the outputs alone'
+_PROBED: Final = 'set scores="measured", or leave it out: gradients are those of the outputs alone'
 
 
 class MixedPrecisionConfig(Options):
@@ -26,7 +26,8 @@ class MixedPrecisionConfig(Options):
     Attributes:
         scores: `"probes"` takes backward passes along a few directions of the outputs, to first order; `"measured"`
             runs what is behind each tensor for each of its widths, which costs more, needs no gradients, and knows no
-            interactions.
+            interactions; `"hawq"` multiplies the mean curvature of each tensor by the squared size of its errors
+            (HAWQ-V2, Dong et al. 2020, arXiv:1911.03852), with more directions until the curvature is certain.
         samples: calibration samples that scores are taken on.
         probes: directions of the outputs for each sample; each costs a backward pass.
         loss: what a score counts: `"outputs"`, the squared change of the outputs relative to their energy, or
@@ -61,7 +62,7 @@ class MixedPrecisionConfig(Options):
         ConfigError: an unknown key (with a suggestion) or a value out of range.
     """
 
-    scores: Literal["probes", "measured"] = "probes"
+    scores: Literal["probes", "measured", "hawq"] = "probes"
     samples: Annotated[int, Field(ge=1)] = 32
     probes: Annotated[int, Field(ge=1)] = 4
     loss: Literal["outputs", "fisher"] = "outputs"
@@ -96,12 +97,12 @@ class MixedPrecisionConfig(Options):
     def _options_fit_the_scores(self) -> MixedPrecisionConfig:
         if self.scores == "measured":
             if self.loss != "outputs":
-                raise ConfigError(f"`loss={self.loss!r}` is for probes, and scores are measured", remedy=_MEASURED)
+                raise ConfigError(f"`loss={self.loss!r}` is for gradients, and scores are measured", remedy=_MEASURED)
             return self
         default = type(self).model_fields
         for name in ("points", "weighting", "point_weights", "distances", "metric"):
             if getattr(self, name) != default[name].default:
-                raise ConfigError(f"`{name}` is for measured scores, and these are probed", remedy=_PROBED)
+                raise ConfigError(f"`{name}` is for measured scores, and these are {self.scores!r}", remedy=_PROBED)
         return self
 
     @field_validator("configuration_overwrite", mode="before")
