@@ -54,11 +54,13 @@ def networks() -> list[str]:
     for name, network in load("rounding").get("networks", {}).items():
         titles = [" ".join([key.split("_")[0].upper(), *key.split("_")[1:]]) for key in columns_of(network)]
         top1, images, samples = (network[key] for key in ("float_top1", "images", "calibration_samples"))
-        seeds = ["learned: the mean of several seeds (least and most), one where the ends have 8 bits;"]
+        counts = sorted({row["seeds"] for row in network["rows"] if row["rounding"] == "learned"})
+        said = {True: "one seed", False: "the mean of several seeds (least and most), one where the ends have 8 bits"}
+        seeds = [f"learned: {said[counts == [1]]};"] if counts else []
         lines += [
             f"**{name}, rounding of kernels**, points of top-1 lost against float ({top1:.2f} on {images} images),",
             f"{samples} images to calibrate, no labels, power-of-two activations where no other kind is named;",
-            *(seeds if any(row["rounding"] == "learned" for row in network["rows"]) else []),
+            *seeds,
             "seconds and peak memory of the whole quantization at W4A8 (`benchmarks/rounding.py`):",
             "",
             *table(["rounding", *titles, "seconds", "peak, MB"], rows_of(network)),
