@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +29,7 @@ from detent.thresholds import avoid_ties
 __all__ = ["LearnedPlan"]
 
 Floats = npt.NDArray[np.float32]
-_METHOD = "learned"
+_METHOD: Final = "learned"
 
 
 class LearnedPlan:

@@ -185,6 +185,18 @@ def test_straight_through_goes_on_to_the_end_of_the_grid() -> None:
     assert (found.codes() == grid.code_range[1]).all()
 
 
+def test_straight_through_comes_back_from_beyond_the_ends_of_the_grid() -> None:
+    grid = AFFINE["outputs"]
+    kernel = np.zeros(SHAPE, np.float32)
+    found = StraightKernel(kernel, on_grid(grid, kernel), grid, CPU)
+    for step in range(1, 200):
+        found.move(torch.full(SHAPE, -1.0), at(step, rate=1.0))
+    assert (found.codes() == grid.code_range[1]).all()
+    for step in range(200, 400):
+        found.move(torch.full(SHAPE, 1.0), at(step, rate=1.0))
+    assert (found.codes() == grid.code_range[0]).all()
+
+
 def test_straight_through_runs_with_values_of_the_grid() -> None:
     for grid in (AFFINE["groups"], AFFINE["uniform"], CODEBOOKS["codebook_each"]):
         kernel = kernel_of()

@@ -83,7 +83,6 @@ class _Cuts:
             len(self.nodes) if node.node in returned else max(self._readers(node.node), default=place)
             for place, node in enumerate(self.nodes)
         ]
-        self._returned = [node.node in returned for node in self.nodes]
 
     def _readers(self, node: fx.Node) -> Iterator[int]:
         """Places of the values computed from one, past what is no value of the network."""

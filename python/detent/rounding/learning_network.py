@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import fx
 
@@ -23,8 +21,6 @@ from detent.rounding.dropping import Dropping
 __all__ = ["BlockRun", "Given", "LearningNetwork", "whole_network"]
 
 _GRID_OPS: Final = (torch.ops.detent.fake_quantize.default, torch.ops.detent.lut_fake_quantize.default)
-
-Doubles = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
