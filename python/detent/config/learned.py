@@ -53,7 +53,7 @@ class LearnedConfig(Options):
     start: Literal["gptq", "nearest"] = "gptq"
     granularity: Literal["blocks", "layers", "network"] = "blocks"
     method: Literal["straight_through", "soft"] = "straight_through"
-    steps: Annotated[int, Field(ge=0)] = 200
+    steps: Annotated[int, Field(ge=0)] = 150
     batch: Annotated[int, Field(ge=1)] = 32
     rate: Annotated[float, Field(gt=0, le=1)] | None = None
     bias_rate: Rate = 0.001
