@@ -168,17 +168,29 @@ class LearnedPlan:
         """Kernels with what was learned; where steps of either changed, they are free of ties again."""
         plan = self._plan
         weights = dict(plan.weights)
-        for name in self.layers:
+        learned = [name for name in self.layers if self._differs(name)]
+        if activations != plan.activations:
+            learned = list(self.layers)
+        for name in learned:
             weights[name] = replace(weights[name], grid=self._grid(name), gain=None, error=None, codes=None)
         if bool(plan.config.get("tie_free", True)):
-            kept = [name for name in weights if name not in self._codes]
+            kept = [name for name in weights if name not in learned]
             weights = avoid_ties(self._graph, self._placement, activations, weights, kept)
-        for name in self.layers:
+        for name in learned:
             grid = weights[name].grid
             assert grid is not None
+            if grid == plan.weights[name].grid and not self._differs(name):
+                weights[name] = plan.weights[name]
+                continue
             codes = KernelCodes(codes=self._codes[name], method=_METHOD, grid=grid)
             weights[name] = replace(weights[name], codes=codes)
         return weights
+
+    def _differs(self, layer: str) -> bool:
+        """Whether the codes or the steps of a kernel are others than in the plan."""
+        former = self._plan.weights[layer]
+        same = np.array_equal(self._codes[layer], former.codes_of(self._kernel(layer)))
+        return not same or self._grid(layer) != former.grid
 
     def _correction(self, layer: str, entry: TensorPlan) -> BiasCorrection:
         """What is added to a layer's bias from now on."""

@@ -119,8 +119,7 @@ class _Learning:
     ) -> None:
         self._graph, self._plan, self._samples = graph, plan, samples
         self._options, self._finished = options, finished
-        names = [graph.name_of(node) for node in graph.outputs() if node.op != "placeholder"]
-        self._outputs = tuple(name for name in names if graph.find(name).is_float)
+        self._outputs = tuple(item.name for item in graph.float_outputs() if item.node.op != "placeholder")
         self._logits = self._outputs if options.loss == "fisher" else ()
         self._learned = LearnedPlan(graph, plan, options)
         self._network = LearningNetwork(

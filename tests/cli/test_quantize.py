@@ -214,3 +214,32 @@ def test_wrong_preprocessing_costs_no_calibration(data: Path, tmp_path: Path) ->
     assert result.exit_code != 0
     assert "did you mean 'uint8'?" in result.output
     assert not (tmp_path / "out").exists()
+
+
+def test_configuration_file(data: Path, tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text('{"rounding": "learned", "learned": {"steps": 3, "samples": 32}, "weights_bits": 8}')
+    command = ("quantize", FACTORY, "--data", data, "--out", tmp_path / "out", "--no-onnx", "--config", file)
+    result = run(*command, "--weights-bits", 4)
+    assert result.exit_code == 0, result.output
+    plan = detent.QuantPlan.load(tmp_path / "out" / "plan.json")
+    assert plan.config["learned"] == {"steps": 3, "samples": 32}
+    assert {entry.grid.bits for entry in plan.weights.values() if entry.grid is not None} == {4}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[1]", "a configuration is an object"),
+        ("{", "not valid JSON"),
+        ('{"roundng": "gptq"}', "did you mean 'rounding'?"),
+        ('{"learned": {"step": 3}}', "did you mean 'steps'?"),
+    ],
+)
+def test_wrong_configuration_file(data: Path, tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(text)
+    result = run("quantize", FACTORY, "--data", data, "--out", tmp_path / "out", "--config", file)
+    assert result.exit_code == 1
+    assert said in result.output
+    assert not (tmp_path / "out").exists()

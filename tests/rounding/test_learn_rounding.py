@@ -103,6 +103,13 @@ def test_after_rounding_in_closed_form_nothing_is_lost() -> None:
     assert lost(captured(), learned(rounded), images()[JUDGING]) <= lost(captured(), rounded, images()[JUDGING])
 
 
+def test_kernels_that_keep_their_codes_stay_as_they_are() -> None:
+    found = learned(rate=1e-9, step_rate=0)
+    assert found.weights == plan_of().weights
+    assert found.bias_corrections != plan_of().bias_corrections
+    assert {entry.codes.method for entry in usual().weights.values() if entry.codes} == {"learned"}
+
+
 @pytest.mark.parametrize("start", [{}, {"start": "nearest"}], ids=["gptq", "nearest"])
 def test_one_call_learns_and_says_so(start: dict[str, str]) -> None:
     options: dict[str, Any] = {"rounding": "learned", "learned": {"steps": 30, **start}, "gptq": {"samples": 64}, **FEW}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from detent._validation import parse_json
 from detent.cli.options import Debug
 from detent.errors import ConfigError
+from detent.records.files import read_text
 
 __all__ = ["quantize"]
 
@@ -60,6 +62,10 @@ def quantize(
     input_dtype: Annotated[str | None, typer.Option(help="Type of inputs in model.onnx: float32, int8, uint8.")] = None,
     output_dtype: Annotated[str | None, typer.Option(help="Type of outputs in model.onnx.")] = None,
     rules: Annotated[Path | None, typer.Option(help="JSON list of rules for single tensors.")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="JSON with fields of detent.QuantizationConfig; options of the command line win."),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run interrupted in OUT.")] = False,
     onnx: Annotated[bool, typer.Option(help="Write model.onnx.")] = True,
     debug: Debug = False,
@@ -87,7 +93,7 @@ def quantize(
         "gain_correction": gain_correction,
         "rounding": rounding,
     }
-    options = {name: value for name, value in given.items() if value is not None}
+    options = _configured(config) | {name: value for name, value in given.items() if value is not None}
     quantize_to_folder(
         find_model(model),
         data,
@@ -102,6 +108,17 @@ def quantize(
         batch_size=batch_size,
         export=Export(inputs=input_dtype, outputs=output_dtype) if onnx else None,
     )
+
+
+def _configured(path: Path | None) -> dict[str, Any]:
+    """The fields of a configuration file."""
+    if path is None:
+        return {}
+    remedy = 'write the fields of detent.QuantizationConfig, {"rounding": "gptq"} for instance'
+    fields = parse_json(read_text(path), str(path), remedy=remedy)
+    if not isinstance(fields, dict):
+        raise ConfigError("a configuration is an object", where=str(path), remedy=remedy)
+    return fields
 
 
 def _budget(given: list[str] | None) -> dict[str, str] | None:

@@ -195,6 +195,15 @@ class Graph:
         leaves = pytree.tree_leaves(output.args[0])
         return tuple(leaf for leaf in leaves if isinstance(leaf, fx.Node))
 
+    def float_outputs(self) -> tuple[GraphNode, ...]:
+        """Those of the values returned that are floating-point and depend on the inputs, each once."""
+        reached: set[fx.Node] = set()
+        for node in self.module.graph.nodes:
+            if node.op == "placeholder" or any(source in reached for source in node.all_input_nodes):
+                reached.add(node)
+        found = [self.find(self.name_of(node)) for node in dict.fromkeys(self.outputs()) if node in reached]
+        return tuple(item for item in found if item.is_float)
+
     def flatten(self, batch: Any) -> list[torch.Tensor]:
         """A batch in any form the model takes, as the list of its tensors in placeholder order.
 

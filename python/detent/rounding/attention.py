@@ -52,7 +52,7 @@ def attention_of_samples(
     Raises:
         CalibrationError: a gradient is not finite.
     """
-    outputs = {graph.name_of(node): node for node in graph.outputs() if graph.find(graph.name_of(node)).is_float}
+    outputs = {item.name: item.node for item in graph.float_outputs()}
     nodes = {name: graph.find(name).node for name in values}
     run = BlockRun(
         graph.module,

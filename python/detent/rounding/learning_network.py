@@ -213,7 +213,7 @@ def whole_network(graph: Graph, module: fx.GraphModule | None = None) -> BlockRu
         graph: the float network.
         module: the quantized one, whose values keep their names; None takes the float one.
     """
-    names = [graph.name_of(node) for node in graph.outputs() if graph.find(graph.name_of(node)).is_float]
+    names = [item.name for item in graph.float_outputs()]
     if module is None:
         return BlockRun(graph.module, [], {name: graph.find(name).node for name in names}, graph.name_of)
     network = LearningNetwork(graph, module, [], [])

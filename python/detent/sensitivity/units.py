@@ -63,13 +63,9 @@ def float_outputs(graph: Graph, remedy: str = "return what comes before the argm
     Raises:
         ConfigError: there are none.
     """
-    reached: set[fx.Node] = set()
-    for node in graph.module.graph.nodes:
-        if node.op == "placeholder" or any(source in reached for source in node.all_input_nodes):
-            reached.add(node)
-    found = [graph.find(graph.name_of(node)) for node in dict.fromkeys(graph.outputs()) if node in reached]
-    floats = [item.node for item in found if item.is_float]
+    floats = [item.node for item in graph.float_outputs()]
     if not floats:
+        found = [graph.find(name) for name in dict.fromkeys(map(graph.name_of, graph.outputs())) if name in graph]
         kinds = ", ".join(f"{item.name} ({item.dtype})" for item in found)
         raise ConfigError("no output of the network carries a gradient", where=kinds or None, remedy=remedy)
     return floats
