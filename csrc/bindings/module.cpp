@@ -11,6 +11,7 @@ void register_error(pybind11::module_& module);
 void register_comparison(pybind11::module_& module);
 void register_perturbation(pybind11::module_& module);
 void register_factor(pybind11::module_& module);
+void register_integer(pybind11::module_& module);
 void register_products(pybind11::module_& module);
 void register_rounding(pybind11::module_& module);
 void register_soft_rounding(pybind11::module_& module);
@@ -31,6 +32,7 @@ PYBIND11_MODULE(_core, module) {
   detent::bindings::register_comparison(module);
   detent::bindings::register_perturbation(module);
   detent::bindings::register_factor(module);
+  detent::bindings::register_integer(module);
   detent::bindings::register_products(module);
   detent::bindings::register_rounding(module);
   detent::bindings::register_soft_rounding(module);

@@ -35,7 +35,22 @@ typedef double Doubles __attribute__((vector_size(kBytes)));
 typedef int32_t Ints __attribute__((vector_size(kBytes)));
 typedef float UnalignedFloats __attribute__((vector_size(kBytes), aligned(4), may_alias));
 
+typedef int32_t UnalignedInts __attribute__((vector_size(kBytes), aligned(4), may_alias));
+
 inline Floats load(const float* x) { return *reinterpret_cast<const UnalignedFloats*>(x); }
+inline Ints load(const int32_t* x) { return *reinterpret_cast<const UnalignedInts*>(x); }
+inline void store(int32_t* x, Ints value) { *reinterpret_cast<UnalignedInts*>(x) = value; }
+
+// Lanes hold two int16 each: the sum of their two products.
+#if defined(__AVX512BW__)
+inline Ints multiply_pairs(Ints a, Ints b) { return (Ints)_mm512_madd_epi16((__m512i)a, (__m512i)b); }
+#elif defined(__AVX2__)
+inline Ints multiply_pairs(Ints a, Ints b) { return (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b); }
+#elif defined(__x86_64__)
+inline Ints multiply_pairs(Ints a, Ints b) { return (Ints)_mm_madd_epi16((__m128i)a, (__m128i)b); }
+#else
+inline Ints multiply_pairs(Ints a, Ints b) { return ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16); }
+#endif
 
 #if defined(__AVX512F__)
 

@@ -76,6 +76,41 @@ def dropped_gradients(
     out: _Array | None,
 ) -> tuple[npt.NDArray[np.float32], float]: ...
 
+# bind_integer.cpp
+class RequantizeFactors:
+    def __init__(
+        self,
+        rule: str,
+        factor: _Array | None,
+        multiplier: _Array | None,
+        shift: _Array | None,
+        zero_point: int,
+        lowest: int,
+        highest: int,
+    ) -> None: ...
+
+def requantize(acc: _Array, axis: int | None, factors: RequantizeFactors, out: _Array) -> None: ...
+def integer_conv(
+    x: _Array,
+    zero_point: int,
+    kernel: _Array,
+    bias: _Array | None,
+    stride: tuple[int, int],
+    before: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    factors: RequantizeFactors,
+    out: _Array,
+) -> list[int]: ...
+def integer_linear(
+    x: _Array,
+    zero_point: int,
+    kernel: _Array,
+    bias: _Array | None,
+    factors: RequantizeFactors,
+    out: _Array,
+) -> list[int]: ...
+
 # bind_perturbation.cpp
 def perturbations(
     x: _Array, g: _Array, scale: _Array, zero_point: _Array, qmin: _Array, qmax: _Array
