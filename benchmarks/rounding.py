@@ -125,6 +125,8 @@ def accuracy(zoo: Any, network: str, folder: Path, options: argparse.Namespace) 
             row: dict[str, Any] = {"ends": ends, "rounding": method}
             seeds = options.seeds if method == "learned" and ends == "all layers" else options.seeds[:1]
             for column in COLUMNS:
+                if options.add_seeds and column[1] == 8:
+                    continue
                 if column[1] < 8 or not ENDS[ends]:
                     row |= lost(zoo, case, method, ends, column, seeds if column[1] < 8 else seeds[:1])
             rows.append({**row, "seeds": len(seeds)})
@@ -159,10 +161,27 @@ def costs(zoo: Any, network: str, folder: Path, options: argparse.Namespace) -> 
     return facts, []
 
 
-def merged(kept: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows measured earlier, those measured now in their place, in the order of the methods."""
-    every = {(row["ends"], row["rounding"]): row for row in [*kept, *rows]}
+def merged(kept: list[dict[str, Any]], rows: list[dict[str, Any]], adding: bool) -> list[dict[str, Any]]:
+    """Rows measured earlier, those measured now in their place or added to them, in the order of the methods."""
+    every = {(row["ends"], row["rounding"]): row for row in kept}
+    for row in rows:
+        key = row["ends"], row["rounding"]
+        every[key] = together(every[key], row) if adding and key in every else row
     return [every[ends, method] for ends in ENDS for method in METHODS if (ends, method) in every]
+
+
+def together(kept: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+    """Two runs of the same with other seeds as one; seconds and memory are those of the earlier."""
+    found, seeds = dict(kept), (kept["seeds"], row["seeds"])
+    for kind, *widths in COLUMNS:
+        name = column_of(kind, *widths)
+        if name not in row:
+            continue
+        points = (kept[name], row[name])
+        least, most = ([one.get(f"{name}_{end}", one[name]) for one in (kept, row)] for end in ("least", "most"))
+        found[name] = round(sum(point * count for point, count in zip(points, seeds, strict=True)) / sum(seeds), 2)
+        found |= {f"{name}_least": min(least), f"{name}_most": max(most)}
+    return {**found, "seeds": sum(seeds)}
 
 
 PARTS = {"accuracy": accuracy, "costs": costs}
@@ -179,6 +198,9 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--ends", nargs="+", default=list(ENDS), choices=list(ENDS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--add-seeds", action="store_true", help="add to rows of other seeds in place of replacing them"
+    )
     parser.add_argument("--learned", help="options of learned rounding, JSON")
     parser.add_argument("--no-write", action="store_true", help="print only")
     options = parser.parse_args()
@@ -192,7 +214,9 @@ def main() -> None:
                 if not options.no_write:
                     before = written("rounding").get(network, {})
                     write_network(
-                        "rounding", network, {**before, **facts, "rows": merged(before.get("rows", []), rows)}
+                        "rounding",
+                        network,
+                        {**before, **facts, "rows": merged(before.get("rows", []), rows, options.add_seeds)},
                     )
 
 

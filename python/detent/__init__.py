@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from detent.curvature import estimate_traces
     from detent.exporters import export
     from detent.graph import Graph
+    from detent.integer import IntegerProgram, lower
     from detent.mixed_precision import Resources, resources
     from detent.pipeline import (
         apply,
@@ -67,6 +68,7 @@ __all__ = [
     "HessianScores",
     "HessianTraces",
     "InputMoments",
+    "IntegerProgram",
     "LearnedConfig",
     "MixedPrecisionConfig",
     "Preprocessing",
@@ -90,6 +92,7 @@ __all__ = [
     "keep_accuracy",
     "learn_rounding",
     "load_target",
+    "lower",
     "pareto",
     "plan",
     "quantize",
@@ -111,6 +114,7 @@ _HOMES: Final = {
     "HessianScores": "detent.records.hessians",
     "HessianTraces": "detent.records.traces",
     "InputMoments": "detent.records.moments",
+    "IntegerProgram": "detent.integer",
     "LearnedConfig": "detent.config",
     "MixedPrecisionConfig": "detent.config",
     "Preprocessing": "detent.config",
@@ -132,6 +136,7 @@ _HOMES: Final = {
     "keep_accuracy": "detent.pipeline",
     "learn_rounding": "detent.pipeline",
     "load_target": "detent.targets",
+    "lower": "detent.integer",
     "pareto": "detent.pipeline",
     "plan": "detent.pipeline",
     "quantize": "detent.pipeline",

@@ -40,6 +40,18 @@ def test_activation_on_a_codebook(tmp_path: Path) -> None:
         export(unusual, tmp_path / "model.onnx")
 
 
+def test_average_pool_with_a_divisor_of_its_own(tmp_path: Path) -> None:
+    class Divided(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.avg_pool2d(x, 2, divisor_override=3)
+
+    # torch's exporter leaves the divisor out without a word.
+    pooled = quantize_by_hand(nn.Sequential(nn.Conv2d(1, 2, 1), Divided()), torch.randn(2, 1, 4, 4))
+    with pytest.raises(ExportError, match=r"(?s)divisor of its own.*avg_pool"):
+        export(pooled, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
 def test_unknown_suffix_format_and_option(qmodel: HandQuantized, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"(?s)'\.onx'.*did you mean '\.onnx'"):
         export(qmodel, tmp_path / "model.onx")

@@ -18,11 +18,12 @@ from torch import fx
 import detent.graph.operators  # noqa: F401  (registers torch.ops.detent)
 from detent.errors import ExportError
 from detent.exporters.subject import ExportableModel
-from detent.graph.names import NAME, SOURCE
+from detent.graph.names import NAME, describe_place
+from detent.graph.roles import argument, argument_names, op_name
 from detent.kernels.quantize import lut_quantize, quantize
 from detent.records.plan import QuantPlan
 
-__all__ = ["TAGGED", "Quantizer", "Tagged", "describe_place", "least_opset", "tag_quantizers"]
+__all__ = ["TAGGED", "Quantizer", "Tagged", "least_opset", "tag_quantizers"]
 
 _QUANTIZERS: Final = ("fake_quantize", "dequantize", "lut_fake_quantize", "lut_dequantize")
 
@@ -76,6 +77,12 @@ def tag_quantizers(qmodel: ExportableModel) -> Tagged:
     graph = module.graph
     quantizers: list[Quantizer] = []
     for found in list(graph.nodes):
+        if found.op == "call_function" and op_name(found).startswith("avg_pool") and _divisor(found) is not None:
+            raise ExportError(
+                "ONNX has no average pool with a divisor of its own",
+                where=describe_place(found),
+                remedy="multiply behind a pool without `divisor_override`",
+            )
         if _quantizer_name(found) is None:
             continue
         node = _with_stored_codes(module, found)
@@ -180,12 +187,8 @@ def _weight_bits(node: fx.Node, name: str, plan: QuantPlan) -> int | None:
     return None if grid is None else grid.bits
 
 
-def describe_place(node: fx.Node, name: str | None = None) -> str:
-    """Name of a value with the user's source line, for errors."""
-    name = name or str(node.meta.get(NAME, node.name))
-    lines = [node.meta.get(SOURCE), *(user.meta.get(SOURCE) for user in node.users)]
-    line = next((line for line in lines if line), None)
-    return name if line is None else f"{name} ({line})"
+def _divisor(pool: fx.Node) -> Any:
+    return argument(pool, "divisor_override") if "divisor_override" in argument_names(pool) else None
 
 
 def least_opset(tagged: Tagged) -> tuple[int, str]:

@@ -19,8 +19,9 @@ import torch
 from torch import fx
 
 from detent.errors import ExportError
-from detent.exporters.onnx_tagging import TAGGED, Tagged, describe_place
+from detent.exporters.onnx_tagging import TAGGED, Tagged
 from detent.exporters.subject import ExportableModel
+from detent.graph.names import describe_place
 
 __all__ = ["DOMAIN", "translate"]
 

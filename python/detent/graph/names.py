@@ -12,7 +12,7 @@ from torch import fx
 from detent.graph.roles import op_name, role_of
 from detent.graph.shapes import value_of
 
-__all__ = ["LAYER", "NAME", "PREPARES", "RANGE", "SOURCE", "assign_names", "layer_path", "user_line"]
+__all__ = ["LAYER", "NAME", "PREPARES", "RANGE", "SOURCE", "assign_names", "describe_place", "layer_path", "user_line"]
 
 NAME: Final = "detent_name"
 LAYER: Final = "detent_layer"
@@ -62,6 +62,14 @@ def layer_path(node: fx.Node) -> str:
     # Second and later calls of one module are marked path@1, path@2 by some versions of torch.
     path = re.sub(r"@\d+", "", path)
     return "" if path == "_empty_nn_module_stack_from_metadata_hook" else path
+
+
+def describe_place(node: fx.Node, name: str | None = None) -> str:
+    """Name of a value with the user's source line, for errors."""
+    name = name or str(node.meta.get(NAME, node.name))
+    lines = [node.meta.get(SOURCE), *(user.meta.get(SOURCE) for user in node.users)]
+    line = next((line for line in lines if line), None)
+    return name if line is None else f"{name} ({line})"
 
 
 def user_line(stack_trace: str | None) -> str | None:

@@ -1,0 +1,142 @@
+"""Convolutions and linear layers of a quantized model as integer operations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import fx
+
+from detent.errors import UnsupportedOpError
+from detent.graph.roles import argument, op_name, role_of
+from detent.integer.operations import CodeGrid, Convolution, LinearLayer
+
+__all__ = ["convolution", "linear"]
+
+Stored = Callable[[fx.Node], tuple[torch.Tensor, ...]]
+_LARGEST_CODE: Final = 2**15 - 1
+
+
+def convolution(node: fx.Node, source: CodeGrid, stored: Stored, ends: dict[str, Any]) -> Convolution:
+    """A convolution along one or two axes.
+
+    Raises:
+        UnsupportedOpError: it runs along three, is transposed, or its kernel has no integer codes.
+    """
+    kernel, scale = _kernel(node, stored)
+    axes = kernel.ndim - 2
+    if axes not in (1, 2) or (op_name(node) == "convolution" and argument(node, "transposed")):
+        raise UnsupportedOpError(f"{op_name(node)} has no integer form yet")
+    stride, dilation = (_numbers(argument(node, one), axes) for one in ("stride", "dilation"))
+    before, after = _padding(argument(node, "padding"), kernel.shape[2:], dilation)
+    bias, factors = _bias_and_factors(node, scale, source, ends["grid"], len(kernel), stored)
+    return Convolution(
+        kernel=kernel if axes == 2 else np.ascontiguousarray(kernel[:, :, None, :]),
+        bias=bias,
+        factors=factors,
+        source=source,
+        stride=_two(stride, 1),
+        before=_two(before, 0),
+        after=_two(after, 0),
+        dilation=_two(dilation, 1),
+        groups=int(argument(node, "groups")),
+        single=axes == 1,
+        **ends,
+    )
+
+
+def linear(node: fx.Node, source: CodeGrid, stored: Stored, ends: dict[str, Any]) -> LinearLayer:
+    """A linear layer, or a product with a stored matrix on the right.
+
+    Raises:
+        UnsupportedOpError: the matrix stands on the left or has more than two axes, or has no integer codes.
+    """
+    role = role_of(node)
+    assert role is not None
+    kernel, scale = _kernel(node, stored)
+    if role.channel_axis != -1 or kernel.ndim != 2:
+        raise UnsupportedOpError(f"{op_name(node)} with this matrix has no integer form yet")
+    if role.kind == "matmul":
+        kernel = np.ascontiguousarray(kernel.T)
+    bias, factors = _bias_and_factors(node, scale, source, ends["grid"], len(kernel), stored)
+    return LinearLayer(kernel=kernel, bias=bias, factors=factors, source=source, **ends)
+
+
+def _kernel(node: fx.Node, stored: Stored) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.float32]]:
+    """Codes without zero points, int16; and their steps `[1]` or `[outputs]`."""
+    role = role_of(node)
+    read = None if role is None or role.weight is None else argument(node, role.weight)
+    if not isinstance(read, fx.Node) or read.op == "get_attr":
+        raise UnsupportedOpError("its kernel is not on a grid, so it has no codes")
+    codes, scale, third = (part.numpy() for part in stored(read))
+    axis, group_size = (*read.args[3:], None)[:2]
+    if group_size is not None:
+        raise UnsupportedOpError("kernels with steps for groups of inputs have no integer form")
+    wide = codes.astype(np.int64)
+    if read.target is torch.ops.detent.lut_dequantize.default:
+        wide = _looked_up(wide, third, axis)
+    else:
+        wide = wide - _along(third.astype(np.int64), axis, wide.ndim)
+    if int(np.abs(wide).max(initial=0)) > _LARGEST_CODE:
+        raise UnsupportedOpError("codes of its kernel do not fit 16 bits without their zero point")
+    return np.ascontiguousarray(wide.astype(np.int16)), scale.astype(np.float32)
+
+
+def _looked_up(codes: npt.NDArray[np.int64], table: npt.NDArray[np.float32], axis: Any) -> npt.NDArray[np.int64]:
+    """Entries of a codebook in place of their numbers."""
+    whole = np.rint(table)
+    if not np.array_equal(whole, table):
+        raise UnsupportedOpError("a codebook of other numbers than whole ones has no integer form")
+    if table.ndim == 1:
+        return whole.astype(np.int64)[codes]
+    channels = np.arange(len(table)).reshape([-1 if dim == axis else 1 for dim in range(codes.ndim)])
+    found: npt.NDArray[np.int64] = whole.astype(np.int64)[channels, codes]
+    return found
+
+
+def _along(entries: npt.NDArray[Any], axis: Any, rank: int) -> npt.NDArray[Any]:
+    return entries.reshape([-1 if axis is not None and dim == axis % rank else 1 for dim in range(rank)])
+
+
+def _bias_and_factors(
+    node: fx.Node, scale: npt.NDArray[np.float32], source: CodeGrid, grid: CodeGrid, outputs: int, stored: Stored
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """The bias in steps of the accumulator, int64 `[outputs]`, and float32 factors to steps of the output."""
+    steps = np.float32(source.scale) * scale
+    factors = (steps / np.float32(grid.scale)).astype(np.float32)
+    if not bool(np.all((factors > 0) & np.isfinite(factors))):
+        raise UnsupportedOpError("the factor from its accumulators to codes is not a float32 number")
+    role = role_of(node)
+    read = None if role is None or role.bias is None else argument(node, role.bias)
+    if read is None:
+        return np.zeros(outputs, np.int64), factors
+    if not isinstance(read, fx.Node):
+        raise UnsupportedOpError("its bias is computed")
+    first, *others = (part.numpy() for part in stored(read))
+    if others:
+        bias = first.astype(np.int64) - others[1].astype(np.int64)
+    else:
+        bias = np.rint(first.astype(np.float64).reshape(-1) / steps.astype(np.float64)).astype(np.int64)
+    return np.ascontiguousarray(np.broadcast_to(bias, outputs)), factors
+
+
+def _numbers(given: Any, count: int) -> tuple[int, ...]:
+    numbers = [given] if isinstance(given, int) else list(given)
+    return tuple(int(one) for one in (numbers * count if len(numbers) == 1 else numbers))
+
+
+def _padding(given: Any, sizes: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    if given == "valid":
+        return (0,) * len(sizes), (0,) * len(sizes)
+    if given == "same":
+        total = [step * (size - 1) for size, step in zip(sizes, dilation, strict=True)]
+        return tuple(one // 2 for one in total), tuple(one - one // 2 for one in total)
+    numbers = _numbers(given, len(sizes))
+    return numbers, numbers
+
+
+def _two(numbers: tuple[int, ...], filling: int) -> tuple[int, int]:
+    return (filling, numbers[0]) if len(numbers) == 1 else (numbers[0], numbers[1])

@@ -1,0 +1,293 @@
+"""From a quantized model to its integer program: every value on a grid becomes one operation on codes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from math import inf
+from typing import Any, Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from detent.errors import UnsupportedOpError
+from detent.graph.names import NAME, describe_place
+from detent.graph.roles import argument, first_argument, op_name, role_of
+from detent.graph.shapes import is_tensor
+from detent.graph.tensors import read_tensor
+from detent.integer import layers, moves, pools
+from detent.integer.operations import (
+    CodeGrid,
+    Concatenate,
+    Move,
+    Operation,
+    Product,
+    QuantizeInput,
+    Sum,
+    Table,
+)
+from detent.integer.program import IntegerProgram
+
+__all__ = ["LowerableModel", "lower"]
+
+_CLAMPS: Final = {"relu": (0.0, inf), "relu6": (0.0, 6.0)}
+
+
+class LowerableModel(Protocol):
+    """What lowering reads of a quantized model."""
+
+    @property
+    def graph_module(self) -> fx.GraphModule: ...
+
+    @property
+    def output_names(self) -> tuple[str, ...]: ...
+
+
+def lower(qmodel: LowerableModel) -> IntegerProgram:
+    """The integer program of a quantized model: integer weights, biases and codes, with the factors between them.
+
+    The program computes what onnxruntime's integer kernels compute on the exported file: exact accumulators, multiplied
+    in float32 and rounded half to even.
+
+    Args:
+        qmodel: a `QuantizedModel` whose values are all on grids.
+
+    Raises:
+        UnsupportedOpError: an operator or a grid has no integer form; the error names the layer.
+    """
+    lowering = _Lowering(qmodel.graph_module)
+    for node in qmodel.graph_module.graph.nodes:
+        try:
+            lowering.visit(node)
+        except UnsupportedOpError as error:
+            raise UnsupportedOpError(
+                error.what, where=error.where or describe_place(node), remedy=error.remedy
+            ) from None
+    return lowering.program(qmodel.output_names)
+
+
+def _refusal(node: fx.Node, what: str) -> UnsupportedOpError:
+    return UnsupportedOpError(what, where=describe_place(node))
+
+
+class _Lowering:
+    def __init__(self, module: fx.GraphModule) -> None:
+        self._module = module
+        self._operations: list[Operation] = []
+        self._inputs: list[str] = []
+        self._outputs: list[fx.Node] = []
+        # Nodes whose values are on a grid, by what holds their codes.
+        self._codes: dict[fx.Node, str] = {}
+        self._grids: dict[str, CodeGrid] = {}
+        self._rearranged: set[str] = set()
+
+    def visit(self, node: fx.Node) -> None:
+        """Take the next node of the network."""
+        if node.op == "placeholder":
+            self._inputs.append(str(node.meta.get(NAME, node.name)))
+        elif node.op == "output":
+            self._outputs = [leaf for leaf in pytree.tree_leaves(node.args[0]) if isinstance(leaf, fx.Node)]
+        elif node.target is torch.ops.detent.fake_quantize.default:
+            self._settle(node)
+        elif node.target is torch.ops.detent.lut_fake_quantize.default:
+            raise UnsupportedOpError("activations on a codebook have no integer form")
+        elif node.op == "call_function" and self._reads_codes(node):
+            self._move(node)
+
+    def program(self, outputs: tuple[str, ...]) -> IntegerProgram:
+        """The finished program."""
+        ends = []
+        for leaf, name in zip(self._outputs, outputs, strict=True):
+            if leaf not in self._codes:
+                error = UnsupportedOpError(
+                    "an output is not on a grid, so it has no codes",
+                    where=name,
+                    remedy="quantize for a target whose outputs are on grids, onnxruntime or tflite for instance",
+                )
+                raise error
+            ends.append(self._codes[leaf])
+        return IntegerProgram(
+            operations=tuple(self._operations), inputs=tuple(self._inputs), outputs=tuple(ends), output_names=outputs
+        )
+
+    def _reads_codes(self, node: fx.Node) -> bool:
+        """Whether it hands the grid of its input on."""
+        role = role_of(node)
+        if role is None or not role.preserving:
+            return False
+        sources = [argument(node, name) for name in role.data] or [first_argument(node)]
+        return all(source in self._codes for source in sources if isinstance(source, fx.Node))
+
+    def _add(self, node: fx.Node, operation: Operation) -> None:
+        self._operations.append(operation)
+        self._codes[node] = operation.output
+        self._grids[operation.output] = operation.grid
+
+    def _move(self, node: fx.Node) -> None:
+        source = self._codes[first_argument(node)]
+        if not is_tensor(node):
+            self._codes[node] = source  # a split: its items are moves
+            return
+        ends: dict[str, Any] = {
+            "inputs": (source,),
+            "output": str(node.meta.get(NAME, node.name)),
+            "grid": self._grids[source],
+        }
+        if op_name(node).startswith("max_pool"):
+            self._add(node, pools.maximum(node, **ends))
+            return
+        places, shape = moves.places_of(node)
+        if places is not None:
+            self._rearranged.add(ends["output"])
+        self._add(node, Move(places=places, shape=shape, **ends))
+
+    def _settle(self, node: fx.Node) -> None:
+        """A value that passes a grid: the operation it is computed by, with what is fused behind it."""
+        name = str(node.meta.get(NAME, node.name))
+        grid = self._grid_of(node)
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        if source.op == "placeholder":
+            self._add(node, QuantizeInput(inputs=(name,), output=f"{name}_codes", grid=grid))
+            return
+        for lower, upper, before in self._clamps(source):
+            grid, source = grid.clamped(lower, upper), before
+        self._add(node, self._computed(source, name, grid))
+
+    def _clamps(self, node: fx.Node) -> Iterator[tuple[float, float, fx.Node]]:
+        """Limits of the clamps a value passes behind the operation that computes it, the last one first."""
+        while True:
+            role = role_of(node)
+            before = first_argument(node) if node.op == "call_function" else None
+            if role is None or not isinstance(before, fx.Node) or before in self._codes:
+                return
+            if role.name in _CLAMPS:
+                lower, upper = _CLAMPS[role.name]
+            elif role.name == "hardtanh" and op_name(node) in ("hardtanh", "clamp"):
+                names = ("min_val", "max_val") if op_name(node) == "hardtanh" else ("min", "max")
+                given = [argument(node, one) for one in names]
+                if any(isinstance(one, fx.Node) for one in given):
+                    raise UnsupportedOpError("clamps of single channels have no integer form yet")
+                lower, upper = (end if one is None else float(one) for end, one in zip((-inf, inf), given, strict=True))
+            else:
+                return
+            yield lower, upper, before
+            node = before
+
+    def _computed(self, node: fx.Node, name: str, grid: CodeGrid) -> Operation:
+        role = role_of(node)
+        kind = "" if role is None else role.kind
+        operands = [one for one in node.all_input_nodes if not self._is_stored(one)]
+        missing = [one for one in operands if one not in self._codes]
+        if role is None or missing or not operands:
+            what = op_name(node) if node.op == "call_function" else node.op
+            raise _refusal(node, f"{what} has no integer form: it does not read codes")
+        inputs = tuple(self._codes[one] for one in operands)
+        sources = tuple(self._grids[one] for one in inputs)
+        ends: dict[str, Any] = {"inputs": inputs, "output": name, "grid": grid}
+        if kind in ("add", "sub", "mul") and len(operands) == 2:
+            return self._of_two(node, kind, sources, ends)
+        if kind == "cat":
+            return self._concatenated(node, ends)
+        if len(operands) == 1 and kind in _BUILDERS:
+            return _BUILDERS[kind](node, sources[0], self._stored, ends)
+        if len(operands) == 1 and kind in _SINGLE_VALUES:
+            return self._table(node, operands[0], sources[0], ends)
+        raise _refusal(node, f"{op_name(node)} has no integer form yet")
+
+    def _of_two(self, node: fx.Node, kind: str, sources: tuple[CodeGrid, ...], ends: dict[str, Any]) -> Operation:
+        shapes = {moves.sample_shape(one) for one in node.all_input_nodes}
+        if len(shapes) > 1 and len({len(shape) for shape in shapes}) > 1:
+            raise UnsupportedOpError(f"{op_name(node)} of tensors of different ranks has no integer form yet")
+        if kind == "mul":
+            return Product(sources=sources, **ends)
+        if argument(node, "alpha") != 1:
+            raise UnsupportedOpError(f"{op_name(node)} with alpha has no integer form yet")
+        operands = [argument(node, one) for one in ("self", "other")]
+        if op_name(node) == "rsub":
+            operands.reverse()
+        names = tuple(self._codes[one] for one in operands)
+        return Sum(
+            sources=(self._grids[names[0]], self._grids[names[1]]),
+            negative=kind == "sub",
+            fused=not any(name in self._rearranged for name in names),
+            **{**ends, "inputs": names},
+        )
+
+    def _concatenated(self, node: fx.Node, ends: dict[str, Any]) -> Operation:
+        if op_name(node) not in ("cat", "concat", "concatenate"):
+            raise UnsupportedOpError(f"{op_name(node)} has no integer form yet")
+        parts = [self._codes[one] for one in argument(node, "tensors")]
+        axis = int(argument(node, "dim")) % (1 + len(moves.sample_shape(node)))
+        if axis == 0:
+            raise UnsupportedOpError("samples side by side have no integer form")
+        grid: CodeGrid = ends["grid"]
+        names = []
+        for place, part in enumerate(parts):
+            if self._grids[part] == grid:
+                names.append(part)
+                continue
+            output = f"{ends['output']}_part_{place}"
+            table = _table_of(self._grids[part], grid, lambda values: values)
+            self._operations.append(Table(inputs=(part,), output=output, grid=grid, table=table))
+            names.append(output)
+        return Concatenate(axis=axis, **{**ends, "inputs": tuple(names)})
+
+    def _table(self, node: fx.Node, operand: fx.Node, source: CodeGrid, ends: dict[str, Any]) -> Operation:
+        def function(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+            tensor = torch.from_numpy(values)
+
+            def stand_in(one: fx.Node) -> Any:
+                stored = tensor if one is operand else self._stored(one)[0]
+                if one is not operand and stored.numel() > 1:
+                    raise UnsupportedOpError(f"{op_name(node)} with numbers for channels has no integer form yet")
+                return stored if one is operand else stored.reshape(())
+
+            args, kwargs = fx.map_arg((node.args, node.kwargs), stand_in)
+            found: torch.Tensor = node.target(*args, **kwargs)  # type: ignore[operator]
+            return found.detach().numpy()
+
+        return Table(table=_table_of(source, ends["grid"], function), **ends)
+
+    def _grid_of(self, node: fx.Node) -> CodeGrid:
+        scale, zero_point = (read_tensor(self._module, str(one.target)) for one in node.args[1:3])  # type: ignore[union-attr]
+        if scale.numel() > 1:
+            raise UnsupportedOpError(
+                "activations with a step for each channel have no integer form",
+                remedy="plan with activation_per_channel=False",
+            )
+        lowest, highest = (int(argument(node, name)) for name in ("qmin", "qmax"))
+        return CodeGrid(scale=float(scale), zero_point=int(zero_point), lowest=lowest, highest=highest)
+
+    def _is_stored(self, node: fx.Node) -> bool:
+        targets = (torch.ops.detent.dequantize.default, torch.ops.detent.lut_dequantize.default)
+        return node.op == "get_attr" or node.target in targets
+
+    def _stored(self, node: fx.Node) -> tuple[torch.Tensor, ...]:
+        """A stored tensor; or codes with what they are expanded by."""
+        if node.op == "get_attr":
+            return (read_tensor(self._module, str(node.target)).detach().cpu(),)
+        return tuple(
+            read_tensor(self._module, str(one.target)).detach().cpu() for one in node.args if isinstance(one, fx.Node)
+        )
+
+
+def _table_of(
+    source: CodeGrid, grid: CodeGrid, function: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
+) -> npt.NDArray[Any]:
+    """Codes of a function's values at all codes that the input's type has; those off its grid are of its ends."""
+    ends = np.iinfo(source.dtype)
+    codes = np.clip(np.arange(ends.min, ends.max + 1), source.lowest, source.highest)
+    return grid.codes(np.ascontiguousarray(function(source.values(codes))))
+
+
+_SINGLE_VALUES: Final = frozenset({"activation", "elementwise", "add", "sub", "mul", "div"})
+_BUILDERS: Final[dict[str, Callable[..., Operation]]] = {
+    "conv": layers.convolution,
+    "linear": layers.linear,
+    "matmul": layers.linear,
+    "pool": pools.average,
+    "mean": pools.mean,
+}

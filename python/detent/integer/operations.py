@@ -1,0 +1,393 @@
+"""Operations of integer programs: codes in, codes out, each with all it needs to run.
+
+Factors follow the arithmetic of onnxruntime's integer kernels: a float32 product, rounded half to even
+(`detent.kernels.requantize`, rule `"float"`).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from detent.kernels.integer_products import integer_conv, integer_linear
+from detent.kernels.quantize import quantize
+from detent.kernels.requantize import Requantization, requantize
+
+__all__ = [
+    "Average",
+    "CodeGrid",
+    "Concatenate",
+    "Convolution",
+    "LinearLayer",
+    "MaximumPool",
+    "Move",
+    "Operation",
+    "Product",
+    "QuantizeInput",
+    "Sum",
+    "Table",
+    "Window",
+]
+
+Codes = npt.NDArray[Any]
+Extremes = tuple[int, int]
+
+_LARGEST: Final = {"uint8": 255, "int8": 127, "uint16": 65535, "int16": 32767}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeGrid:
+    """The grid of a tensor of codes: a value is `(code - zero_point) * scale`.
+
+    Args:
+        scale: a float32 number.
+        zero_point: code of zero.
+        lowest: code.
+        highest: code.
+    """
+
+    scale: float
+    zero_point: int
+    lowest: int
+    highest: int
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The narrowest of uint8, int8, uint16 and int16 that holds the codes."""
+        names = ("uint8", "uint16") if self.lowest >= 0 else ("int8", "int16")
+        return np.dtype(next(name for name in names if self.highest <= _LARGEST[name]))
+
+    def codes(self, values: npt.NDArray[np.float32]) -> Codes:
+        """Codes of values, rounded half to even."""
+        scale, zero = np.array([self.scale], np.float32), np.array([self.zero_point], np.int32)
+        dense = np.ascontiguousarray(values, np.float32)
+        return quantize(dense, scale, zero, self.lowest, self.highest, dtype=self.dtype.name)
+
+    def values(self, codes: Codes) -> npt.NDArray[np.float32]:
+        """Values of codes, float32."""
+        found: npt.NDArray[np.float32] = (codes.astype(np.int32) - np.int32(self.zero_point)).astype(np.float32)
+        found *= np.float32(self.scale)
+        return found
+
+    def clamped(self, lower: float, upper: float) -> CodeGrid:
+        """The same with the codes of values in `lower..upper` only."""
+        limits = np.array([lower, upper], np.float32)
+        low, high = (int(code) for code in self.codes(limits))
+        return CodeGrid(scale=self.scale, zero_point=self.zero_point, lowest=low, highest=high)
+
+    def requantization(self, factors: npt.NDArray[np.float32]) -> Requantization:
+        """What accumulators become with float32 factors `[1]` or `[channels]`."""
+        return Requantization.of(
+            "float",
+            factors.astype(np.float64),
+            zero_point=self.zero_point,
+            lowest=self.lowest,
+            highest=self.highest,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Operation:
+    """One step of a program.
+
+    Args:
+        inputs: names of the tensors it reads.
+        output: name of the tensor it writes.
+        grid: of the codes it writes.
+    """
+
+    inputs: tuple[str, ...]
+    output: str
+    grid: CodeGrid
+
+    @abstractmethod
+    def run(self, *inputs: Codes) -> tuple[Codes, Extremes | None]:
+        """Codes; and the least and the greatest accumulator where there are some."""
+
+
+class QuantizeInput(Operation):
+    """Values of an input of the network, float32, to codes."""
+
+    def run(self, *inputs: Codes) -> tuple[Codes, Extremes | None]:
+        """As `Operation`."""
+        return self.grid.codes(inputs[0]), None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Convolution(Operation):
+    """A convolution along one or two axes.
+
+    Args:
+        kernel: int16 codes without zero points, `[outputs, inputs of a group, height, width]`.
+        bias: int64 `[outputs]`.
+        factors: float32, (input step) x (kernel step) / (output step), `[1]` or `[outputs]`.
+        source: grid of the input.
+        stride: of rows and columns.
+        before: padded rows above and columns on the left.
+        after: below and on the right.
+        dilation: of rows and columns.
+        groups: of channels.
+        single: the input has columns only, `[samples, channels, width]`.
+    """
+
+    kernel: npt.NDArray[np.int16]
+    bias: npt.NDArray[np.int64]
+    factors: npt.NDArray[np.float32]
+    source: CodeGrid
+    stride: tuple[int, int]
+    before: tuple[int, int]
+    after: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+    single: bool = False
+
+    def run(self, *inputs: Codes) -> tuple[Codes, Extremes | None]:
+        """As `Operation`."""
+        x = np.ascontiguousarray(inputs[0])
+        found, extremes = integer_conv(
+            x[:, :, None, :] if self.single else x,
+            self.kernel,
+            self.grid.requantization(self.factors),
+            self.grid.dtype,
+            zero_point=self.source.zero_point,
+            bias=self.bias,
+            stride=self.stride,
+            before=self.before,
+            after=self.after,
+            dilation=self.dilation,
+            groups=self.groups,
+        )
+        return found[:, :, 0, :] if self.single else found, extremes
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LinearLayer(Operation):
+    """A linear layer over the last axis.
+
+    Args:
+        kernel: int16 codes without zero points, `[outputs, inputs]`.
+        bias: int64 `[outputs]`.
+        factors: float32, `[1]` or `[outputs]`.
+        source: grid of the input.
+    """
+
+    kernel: npt.NDArray[np.int16]
+    bias: npt.NDArray[np.int64]
+    factors: npt.NDArray[np.float32]
+    source: CodeGrid
+
+    def run(self, *inputs: Codes) -> tuple[Codes, Extremes | None]:
+        """As `Operation`."""
+        x = np.ascontiguousarray(inputs[0])
+        how = self.grid.requantization(self.factors)
+        rows = x.reshape(-1, x.shape[-1])
+        found, extremes = integer_linear(
+            rows, self.kernel, how, self.grid.dtype, zero_point=self.source.zero_point, bias=self.bias
+        )
+        return found.reshape(*x.shape[:-1], -1), extremes
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sum(Operation):
+    """A sum of two tensors, or a difference.
+
+    onnxruntime's kernel, `QLinearAdd`, takes two fused steps: `a * r_a + (b * r_b + rest)` with ratios of the scales
+    and what zero points leave, all of it in float32. Where no such kernel applies, values are added and rounded anew.
+
+    Args:
+        sources: grids of the inputs.
+        negative: the second one is subtracted.
+        fused: by the kernel; not behind padding, slices and the like, and not for differences.
+    """
+
+    sources: tuple[CodeGrid, CodeGrid]
+    negative: bool = False
+    fused: bool = True
+
+    def run(self, *inputs: Codes) -> tuple[Codes, Extremes | None]:
+        """As `Operation`."""
+        (a, b), (first, second), grid = inputs, self.sources, self.grid
+        if not self.fused or self.negative:
+            values = first.values(a)
+            return grid.codes(values - second.values(b) if self.negative else values + second.values(b)), None
+        by_a, by_b = (np.float32(one.scale) / np.float32(grid.scale) for one in self.sources)
+        lost = by_a * np.float32(first.zero_point) + by_b * np.float32(second.zero_point)
+        rest = np.float32(grid.zero_point) - lost
+        total = _multiply_add(a, by_a, _multiply_add(b, by_b, rest))
+        return np.clip(np.rint(total), grid.lowest, grid.highest).astype(grid.dtype), None
+
+
+def _multiply_add(codes: Codes, factor: np.float32, rest: Any) -> npt.NDArray[np.float32]:
+    """`codes * factor + rest` rounded once: codes of 16 bits times 24 bits are exact in float64, and so is the sum."""
+    product = codes.astype(np.float64) * np.float64(factor)
+    found: npt.NDArray[np.float32] = (product + np.asarray(rest, np.float64)).astype(np.float32)
+    return found
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Product(Operation):
+    """A product of two tensors, element by element.
+
+    Args:
+        sources: grids of the inputs.
+    """
+
+    sources: tuple[CodeGrid, ...]
+
+    def run(self, *inputs: Codes) -> tuple[Codes, Extremes | None]:
+        """As `Operation`."""
+        a, b = (codes.astype(np.int64) - source.zero_point for codes, source in zip(inputs, self.sources, strict=True))
+        scale = np.float32(self.sources[0].scale) * np.float32(self.sources[1].scale) / np.float32(self.grid.scale)
+        return _rounded((a * b).astype(np.float32) * scale, self.grid), None
+
+
+def _rounded(values: npt.NDArray[np.float32], grid: CodeGrid) -> Codes:
+    codes = np.clip(np.rint(values), grid.lowest - grid.zero_point, grid.highest - grid.zero_point) + grid.zero_point
+    return codes.astype(grid.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """Where a window slides over the last axes.
+
+    Args:
+        size: of the window, along each of these axes.
+        stride: likewise.
+        before: padded entries before the first one.
+        after: padded entries behind the last one.
+        dilation: distance of entries in the window.
+    """
+
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    dilation: tuple[int, ...]
+
+    def of(self, values: npt.NDArray[Any], fill: int) -> npt.NDArray[Any]:
+        """A view `[..., positions, entries of the window]`."""
+        rank = len(self.size)
+        ends = [(0, 0)] * (values.ndim - rank) + list(zip(self.before, self.after, strict=True))
+        padded = np.pad(values, ends, constant_values=fill)
+        reach = tuple((size - 1) * step + 1 for size, step in zip(self.size, self.dilation, strict=True))
+        windows = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=tuple(range(-rank, 0)))
+        steps = [slice(None, None, step) for step in (*self.stride, *self.dilation)]
+        index: Any = (Ellipsis, *steps)
+        found: npt.NDArray[Any] = windows[index]
+        return found
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MaximumPool(Operation):
+    """The greatest code of each window."""
+
+    window: Window
+
+    def run(self, *inputs: Codes) -> tuple[Codes, Extremes | None]:
+        """As `Operation`."""
+        (x,) = inputs
+        windows = self.window.of(x, int(np.iinfo(x.dtype).min))
+        axes = tuple(range(-len(self.window.size), 0))
+        return np.ascontiguousarray(windows.max(axis=axes)), None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Average(Operation):
+    """The mean of each window, or over some axes.
+
+    Args:
+        source: grid of the input.
+        window: that slides, or None.
+        axes: that are averaged over, without a window.
+        keep: whether these axes stay, with one entry.
+        counts: int64, entries averaged for each position of the window, shaped to broadcast; or how many there are.
+    """
+
+    source: CodeGrid
+    window: Window | None = None
+    axes: tuple[int, ...] = ()
+    keep: bool = False
+    counts: npt.NDArray[np.int64]
+
+    def run(self, *inputs: Codes) -> tuple[Codes, Extremes | None]:
+        """As `Operation`."""
+        centred = inputs[0].astype(np.int64) - self.source.zero_point
+        if self.window is None:
+            sums = centred.sum(axis=self.axes, keepdims=self.keep)
+        else:
+            sums = self.window.of(centred, 0).sum(axis=tuple(range(-len(self.window.size), 0)))
+        extremes = (int(sums.min()), int(sums.max())) if sums.size else (0, 0)
+        factors = np.float32(self.source.scale) / (np.float32(self.grid.scale) * self.counts.astype(np.float32))
+        if factors.size > 1:
+            return _rounded(sums.astype(np.float32) * factors, self.grid), extremes
+        how = self.grid.requantization(factors.reshape(1))
+        return requantize(np.ascontiguousarray(sums), how, self.grid.dtype), extremes
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Table(Operation):
+    """A function of single values: for each code of the input the code of the result.
+
+    Args:
+        table: codes, from the lowest code of the input's type on.
+    """
+
+    table: Codes
+
+    def run(self, *inputs: Codes) -> tuple[Codes, Extremes | None]:
+        """As `Operation`."""
+        (x,) = inputs
+        return self.table[x.astype(np.int32) - int(np.iinfo(x.dtype).min)], None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Concatenate(Operation):
+    """Tensors of one grid side by side.
+
+    Args:
+        axis: along which.
+    """
+
+    axis: int
+
+    def run(self, *inputs: Codes) -> tuple[Codes, Extremes | None]:
+        """As `Operation`."""
+        return np.concatenate(inputs, axis=self.axis), None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Move(Operation):
+    """Codes of each sample in other places: reshaping, slicing, permuting, padding, repeating and the like.
+
+    Args:
+        places: int64, where in a flattened sample each code comes from; -1 for zero. None leaves them in order.
+        shape: of a sample of the result.
+    """
+
+    places: npt.NDArray[np.int64] | None
+    shape: tuple[int, ...]
+
+    def run(self, *inputs: Codes) -> tuple[Codes, Extremes | None]:
+        """As `Operation`."""
+        (x,) = inputs
+        if self.places is None:
+            return x.reshape(len(x), *self.shape), None
+        flat = x.reshape(len(x), -1)
+        moved = np.take(flat, np.maximum(self.places, 0), axis=1)
+        if bool((self.places < 0).any()):
+            moved[:, self.places < 0] = self.grid.zero_point
+        return moved.reshape(len(x), *self.shape), None
+
+
+def worst_accumulator(kernel: npt.NDArray[np.int16], bias: npt.NDArray[np.int64], source: CodeGrid) -> int:
+    """No accumulator of a layer is larger in magnitude, whatever its input."""
+    rows = kernel.reshape(len(kernel), -1).astype(np.int64)
+    ends: Sequence[int] = (source.lowest - source.zero_point, source.highest - source.zero_point)
+    highest = np.maximum(rows * ends[0], rows * ends[1]).sum(axis=1) + bias
+    lowest = np.minimum(rows * ends[0], rows * ends[1]).sum(axis=1) + bias
+    return int(max(highest.max(initial=0), -lowest.min(initial=0)))
