@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from rich.console import Console
+from rich.table import Table
 
 from detent.errors import ConfigError
-from detent.integer.operations import CodeGrid, Convolution, LinearLayer, Operation, QuantizeInput, worst_accumulator
+from detent.integer.operations import CodeGrid, Convolution, LinearLayer, Operation, worst_accumulator
+from detent.integer.storage import described, restored
 from detent.kernels.arrays import ArrayLike, as_array
+from detent.records.files import write_atomically
+from detent.records.tensor_file import read_tensor_file, tensor_file
 
 __all__ = ["IntegerProgram", "IntegerRun"]
 
 Codes = npt.NDArray[Any]
-_NARROW: int = 2**31 - 1
+_NARROW: Final = 2**31 - 1
+_KIND: Final = "detent.program"
+_VERSION: Final = 1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,17 +59,19 @@ class IntegerProgram:
     output_names: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        for operation in self.operations:
-            layer = isinstance(operation, Convolution | LinearLayer)
-            if not layer or operation.source.dtype.itemsize > 1:  # type: ignore[attr-defined]
-                continue
-            worst = worst_accumulator(operation.kernel, operation.bias, operation.source)  # type: ignore[attr-defined]
-            if worst > _NARROW:
+        for layer, worst in self._bounds():
+            if worst > _NARROW and layer.source.dtype.itemsize == 1:
                 raise ConfigError(
                     f"accumulators reach {worst}, which 32 bits do not hold",
-                    where=operation.output,
+                    where=layer.output,
                     remedy="use kernels or activations of fewer bits in this layer",
                 )
+
+    def _bounds(self) -> Iterator[tuple[Convolution | LinearLayer, int]]:
+        """Layers, each with what its accumulators cannot exceed in magnitude."""
+        for operation in self.operations:
+            if isinstance(operation, Convolution | LinearLayer):
+                yield operation, worst_accumulator(operation.kernel, operation.bias, operation.source)
 
     def grid(self, tensor: str) -> CodeGrid:
         """The grid of a tensor's codes.
@@ -107,7 +117,39 @@ class IntegerProgram:
             extremes=extremes,
         )
 
-    @property
-    def quantized_inputs(self) -> tuple[str, ...]:
-        """Tensors that hold the codes of the inputs."""
-        return tuple(one.output for one in self.operations if isinstance(one, QuantizeInput))
+    def save(self, path: str | Path) -> None:
+        """Write the program as a safetensors file, which is complete or not there.
+
+        Raises:
+            FormatError: it cannot be written.
+        """
+        entries, arrays = described(self.operations)
+        ends = {name: list(getattr(self, name)) for name in ("inputs", "outputs", "output_names")}
+        write_atomically(Path(path), tensor_file(_KIND, _VERSION, {**ends, "operations": entries}, arrays))
+
+    @classmethod
+    def load(cls, path: str | Path) -> IntegerProgram:
+        """Read a program that `save` wrote.
+
+        Raises:
+            FormatError: the file is missing, damaged, of another kind or of another version.
+        """
+        meta, arrays = read_tensor_file(Path(path), _KIND, _VERSION, "lower the quantized model again")
+        ends = {name: tuple(meta[name]) for name in ("inputs", "outputs", "output_names")}
+        return cls(operations=restored(meta["operations"], arrays), **ends)
+
+    def summary(self, console: Console | None = None) -> None:
+        """Print a table of all operations: codes they give, bytes they keep, bits their accumulators need at most."""
+        console = console or Console()
+        bounds = {layer.output: worst for layer, worst in self._bounds()}
+        table = Table("tensor", "operation", "codes", title=f"{len(self.operations)} operations on codes")
+        table.add_column("bytes", justify="right")
+        table.add_column("accumulator", justify="right")
+        for operation in self.operations:
+            grid = operation.grid
+            values = [getattr(operation, item.name) for item in fields(operation)]
+            stored = sum(value.nbytes for value in values if isinstance(value, np.ndarray))
+            bits = f"{bounds[operation.output].bit_length() + 1} bits" if operation.output in bounds else ""
+            codes = f"{grid.dtype.name} {grid.lowest}..{grid.highest}"
+            table.add_row(operation.output, type(operation).__name__, codes, str(stored or ""), bits)
+        console.print(table)
