@@ -9,6 +9,7 @@
 
 #include "bindings/grid_args.h"
 #include "kernels/integer_products.h"
+#include "kernels/integer_sum.h"
 
 namespace detent::bindings {
 namespace {
@@ -258,6 +259,49 @@ Two integer_linear(const py::array& x, int64_t zero_point, const py::array& kern
   return reduced(extremes);
 }
 
+CodeType require_codes(const py::array& codes, const char* name) {
+  const TypeRange type = type_of(codes, name);
+  require(type.type != CodeType::kInt32, name, " must have codes of 8 or 16 bits");
+  require_c_order(codes, name);
+  return type.type;
+}
+
+void require_factor(float factor, const char* name) {
+  require(factor >= 0x1p-20f && factor <= 0x1p20f, name, " must be in 2^-20..2^20, got ", factor);
+}
+
+void integer_sum(const py::array& a, const py::array& b, float factor_a, float factor_b, float rest, int64_t lowest,
+                 int64_t highest, py::array out) {
+  const CodeType a_type = require_codes(a, "a"), b_type = require_codes(b, "b");
+  const CodeType type = require_codes(out, "out");
+  const TypeRange range = type_of(out, "out");
+  require(out.writeable(), "out is read-only");
+  const bool same = shape_text(a) == shape_text(b) && shape_text(a) == shape_text(out);
+  require(same, "a, b and out must have one shape, got ", shape_text(a), ", ", shape_text(b), " and ", shape_text(out));
+  require_factor(factor_a, "factor_a");
+  require_factor(factor_b, "factor_b");
+  require(rest >= -0x1p24f && rest <= 0x1p24f, "rest must be within 2^24, got ", rest);
+  require(range.lowest <= lowest && lowest <= highest && highest <= range.highest, "codes ", lowest, "..", highest,
+          " do not fit the type of out, ", range.lowest, "..", range.highest);
+  require_apart(out, a);
+  require_apart(out, b);
+  const SumArgs args{a.data(),
+                     b.data(),
+                     a_type,
+                     b_type,
+                     factor_a,
+                     factor_b,
+                     rest,
+                     static_cast<int32_t>(lowest),
+                     static_cast<int32_t>(highest),
+                     out.mutable_data(),
+                     type,
+                     a.size()};
+  if (a.size() == 0) return;
+  py::gil_scoped_release release;
+  sum_table().run(args);
+}
+
 }  // namespace
 
 void register_integer(py::module_& module) {
@@ -274,6 +318,8 @@ void register_integer(py::module_& module) {
   module.def("integer_conv", &integer_conv, "A convolution on codes; the least and the greatest accumulator.",
              py::arg("x"), py::arg("zero_point"), py::arg("kernel"), py::arg("bias"), py::arg("stride"),
              py::arg("before"), py::arg("dilation"), py::arg("groups"), py::arg("factors"), py::arg("out"));
+  module.def("integer_sum", &integer_sum, "A sum of codes.", py::arg("a"), py::arg("b"), py::arg("factor_a"),
+             py::arg("factor_b"), py::arg("rest"), py::arg("lowest"), py::arg("highest"), py::arg("out"));
   module.def("integer_linear", &integer_linear, "A linear layer on codes; the least and the greatest accumulator.",
              py::arg("x"), py::arg("zero_point"), py::arg("kernel"), py::arg("bias"), py::arg("factors"),
              py::arg("out"));

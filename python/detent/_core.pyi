@@ -102,6 +102,16 @@ def integer_conv(
     factors: RequantizeFactors,
     out: _Array,
 ) -> list[int]: ...
+def integer_sum(
+    a: _Array,
+    b: _Array,
+    factor_a: float,
+    factor_b: float,
+    rest: float,
+    lowest: int,
+    highest: int,
+    out: _Array,
+) -> None: ...
 def integer_linear(
     x: _Array,
     zero_point: int,

@@ -185,7 +185,7 @@ def test_accumulators_that_32_bits_do_not_hold() -> None:
             return self.linear(x)
 
     qmodel = detent.quantize(Wide(), [torch.rand(8, 100_000)], target="onnxruntime", progress=False)
-    with pytest.raises(ConfigError, match="accumulators reach 2601000000, which 32 bits do not hold"):
+    with pytest.raises(ConfigError, match=r"accumulators reach 26\d{8}, which 32 bits do not hold"):
         detent.lower(qmodel)
 
 

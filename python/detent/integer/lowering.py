@@ -32,6 +32,7 @@ from detent.integer.program import IntegerProgram
 
 __all__ = ["LowerableModel", "lower"]
 
+_SMALLEST_RATIO: Final = 2.0**-20
 _CLAMPS: Final = {"relu": (0.0, inf), "relu6": (0.0, 6.0)}
 
 
@@ -209,6 +210,9 @@ class _Lowering:
         if op_name(node) == "rsub":
             operands.reverse()
         names = tuple(self._codes[one] for one in operands)
+        ratios = [self._grids[name].scale / ends["grid"].scale for name in names]
+        if not all(_SMALLEST_RATIO <= ratio <= 1 / _SMALLEST_RATIO for ratio in ratios):
+            raise UnsupportedOpError("steps of its inputs and its output differ by more than 2^20")
         return Sum(
             sources=(self._grids[names[0]], self._grids[names[1]]),
             negative=kind == "sub",

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from detent.kernels.integer_products import integer_conv, integer_linear
+from detent.kernels.integer_sum import integer_sum
 from detent.kernels.quantize import quantize
 from detent.kernels.requantize import Requantization, requantize
 
@@ -212,21 +213,15 @@ class Sum(Operation):
     def run(self, *inputs: Codes) -> tuple[Codes, Extremes | None]:
         """As `Operation`."""
         (a, b), (first, second), grid = inputs, self.sources, self.grid
+        zero = np.float32(grid.zero_point)
         if not self.fused or self.negative:
             values = first.values(a)
             return grid.codes(values - second.values(b) if self.negative else values + second.values(b)), None
         by_a, by_b = (np.float32(one.scale) / np.float32(grid.scale) for one in self.sources)
         lost = by_a * np.float32(first.zero_point) + by_b * np.float32(second.zero_point)
-        rest = np.float32(grid.zero_point) - lost
-        total = _multiply_add(a, by_a, _multiply_add(b, by_b, rest))
-        return np.clip(np.rint(total), grid.lowest, grid.highest).astype(grid.dtype), None
-
-
-def _multiply_add(codes: Codes, factor: np.float32, rest: Any) -> npt.NDArray[np.float32]:
-    """`codes * factor + rest` rounded once: codes of 16 bits times 24 bits are exact in float64, and so is the sum."""
-    product = codes.astype(np.float64) * np.float64(factor)
-    found: npt.NDArray[np.float32] = (product + np.asarray(rest, np.float64)).astype(np.float32)
-    return found
+        given: dict[str, Any] = {"factor_a": float(by_a), "factor_b": float(by_b), "rest": float(zero - lost)}
+        a, b = (np.ascontiguousarray(one) for one in np.broadcast_arrays(a, b))
+        return integer_sum(a, b, grid.dtype, lowest=grid.lowest, highest=grid.highest, **given), None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,4 +1,4 @@
-"""Twins of `detent.kernels.requantize` and `detent.kernels.integer_products`, in the words of the runtimes."""
+"""Twins of `detent.kernels.requantize`, `integer_products` and `integer_sum`, in the words of the runtimes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from detent.kernels.requantize import Requantization
 
-__all__ = ["integer_conv", "integer_linear", "requantize"]
+__all__ = ["integer_conv", "integer_linear", "integer_sum", "requantize"]
 
 Integers = npt.NDArray[np.int64]
 Array = npt.NDArray[Any]
@@ -128,6 +128,25 @@ def integer_linear(
     """Twin of `kernels.integer_products.integer_linear`."""
     acc = (x.astype(np.int64) - zero_point) @ kernel.astype(np.int64).T
     return _ended(acc, x.dtype, how, dtype, bias)
+
+
+def integer_sum(
+    a: Array,
+    b: Array,
+    dtype: npt.DTypeLike,
+    *,
+    factor_a: float,
+    factor_b: float,
+    rest: float,
+    lowest: int,
+    highest: int,
+) -> Array:
+    """Twin of `kernels.integer_sum.integer_sum`: long double stands for the exact number that is rounded once."""
+    exact = np.longdouble
+    inner = (b.astype(exact) * exact(np.float32(factor_b)) + exact(np.float32(rest))).astype(np.float32)
+    total = (a.astype(exact) * exact(np.float32(factor_a)) + inner.astype(exact)).astype(np.float32)
+    found: Array = np.clip(np.rint(total), lowest, highest).astype(dtype)
+    return found
 
 
 def _ended(

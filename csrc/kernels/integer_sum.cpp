@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/integer_sum.h"
+
+#include "kernels/grid_walk.h"
+#include "kernels/requantize_rules.h"
+#include "support/parallel.h"
+#include "support/rounding.h"
+
+namespace detent::DETENT_ISA {
+namespace {
+
+constexpr int64_t kRun = 1024, kMinRunsPerThread = 32;
+
+template <class Code>
+void widen(const void* codes, int64_t begin, int64_t n, int32_t* out) {
+  const Code* from = static_cast<const Code*>(codes) + begin;
+  for (int64_t i = 0; i < n; ++i) out[i] = from[i];
+}
+
+void widen_from(const void* codes, CodeType type, int64_t begin, int64_t n, int32_t* out) {
+  switch (type) {
+    case CodeType::kUint8:
+      return widen<uint8_t>(codes, begin, n, out);
+    case CodeType::kInt8:
+      return widen<int8_t>(codes, begin, n, out);
+    case CodeType::kUint16:
+      return widen<uint16_t>(codes, begin, n, out);
+    default:
+      return widen<int16_t>(codes, begin, n, out);
+  }
+}
+
+// Exact in float64, so this is the float32 number next to the exact one.
+inline float multiply_add(double codes, double factor, double rest) {
+  return static_cast<float>(codes * factor + rest);
+}
+
+void run(const SumArgs& args) {
+  parallel_for((args.n + kRun - 1) / kRun, kMinRunsPerThread, [&](int64_t which) {
+    const int64_t begin = which * kRun, n = kRun < args.n - begin ? kRun : args.n - begin;
+    int32_t a[kRun], b[kRun], codes[kRun];
+    widen_from(args.a, args.a_type, begin, n, a);
+    widen_from(args.b, args.b_type, begin, n, b);
+    const double factor_a = args.factor_a, factor_b = args.factor_b, rest = args.rest;
+    const float lower = static_cast<float>(args.lowest), upper = static_cast<float>(args.highest);
+    DETENT_INDEPENDENT_LOOP
+    for (int64_t i = 0; i < n; ++i) {
+      const float inner = multiply_add(b[i], factor_b, rest);
+      const float total = multiply_add(a[i], factor_a, inner);
+      codes[i] = static_cast<int32_t>(round_clamped(total, lower, upper));
+    }
+    narrow_to(codes, n, args.out, args.type, begin);
+  });
+}
+
+}  // namespace
+
+extern const SumTable sum_table = {.run = run};
+
+}  // namespace detent::DETENT_ISA

@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+// Sums of two tensors of codes, in the two fused steps of onnxruntime's QLinearAdd.
+//
+// Computes   out = clamp(round_half_even(a * factor_a + (b * factor_b + rest)), lowest, highest), each of the two
+//            multiply-adds rounded once to float32.
+// Requires   codes of 8 or 16 bits, three arrays of n elements of one layout; factors normal float32 numbers no smaller
+//            than 2^-20, rest below 2^24 in magnitude: then products and sums are exact in float64, and rounding these
+//            is rounding once.
+// Rounding   as above.
+// Order      none: each element by itself.
+// Threads    over blocks; no memory is allocated.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/requantize.h"
+#include "support/isa.h"
+
+namespace detent {
+
+struct SumArgs {
+  const void *a, *b;
+  CodeType a_type, b_type;
+  float factor_a, factor_b, rest;
+  int32_t lowest, highest;
+  void* out;
+  CodeType type;
+  int64_t n;
+};
+
+struct SumTable {
+  void (*run)(const SumArgs& args);
+};
+
+DETENT_KERNEL_TABLE(SumTable, sum_table);
+
+}  // namespace detent

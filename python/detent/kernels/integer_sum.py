@@ -1,0 +1,46 @@
+"""Sums of two tensors of codes, in the two fused steps of onnxruntime's `QLinearAdd`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from detent import _core
+from detent.kernels.arrays import ArrayLike, as_array
+
+__all__ = ["integer_sum"]
+
+
+def integer_sum(
+    a: ArrayLike,
+    b: ArrayLike,
+    dtype: npt.DTypeLike,
+    *,
+    factor_a: float,
+    factor_b: float,
+    rest: float,
+    lowest: int,
+    highest: int,
+) -> npt.NDArray[Any]:
+    """Codes `a * factor_a + (b * factor_b + rest)`, each multiply-add rounded once to float32, the last one to even.
+
+    Args:
+        a: codes of 8 or 16 bits, in C order.
+        b: likewise, of the same shape.
+        dtype: of the result: uint8, int8, uint16 or int16.
+        factor_a: (step of `a`) / (step of the result), a float32 number in 2^-20..2^20.
+        factor_b: likewise.
+        rest: a float32 number: the zero point of the result less what those of `a` and `b` come to.
+        lowest: code.
+        highest: code.
+
+    Raises:
+        ValueError: a wrong dtype, shape, layout or number; the message says which.
+        TypeError: not an array.
+    """
+    first, second = as_array(a, "a"), as_array(b, "b")
+    out = np.empty(first.shape, dtype)
+    _core.integer_sum(first, second, factor_a, factor_b, rest, lowest, highest, out)
+    return out
