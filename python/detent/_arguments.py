@@ -10,7 +10,7 @@ from detent.records.plan import QuantPlan
 from detent.records.statistics import Statistics
 from detent.targets import Target, load_target, target_names
 
-__all__ = ["check_plan_is_of", "expect", "fingerprint_of", "reference_of"]
+__all__ = ["check_plan_is_of", "expect", "fingerprint_of", "path_of", "reference_of"]
 
 
 def expect(value: object, kind: type, name: str, maker: str) -> None:
@@ -29,6 +29,17 @@ def expect(value: object, kind: type, name: str, maker: str) -> None:
         raise ConfigError(
             f"`{name}` must be a {kind.__name__}, got a {type(value).__name__}", remedy=f"pass what {maker} returns"
         )
+
+
+def path_of(given: object, name: str) -> Path:
+    """The path of a file that an argument names.
+
+    Raises:
+        ConfigError: it is neither a path nor a word, or empty.
+    """
+    if not isinstance(given, str | Path) or not str(given):
+        raise ConfigError(f"`{name}` must be the path of a file, got {given!r}")
+    return Path(given)
 
 
 def fingerprint_of(graph: Graph, stats: Statistics) -> str:

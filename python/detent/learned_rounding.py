@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from detent._arguments import check_plan_is_of, expect
+from detent._arguments import check_plan_is_of, expect, path_of
 from detent.config import LearnedConfig
 from detent.errors import CalibrationError, ConfigError
 from detent.graph import Graph
@@ -88,7 +88,9 @@ def _learn(
         )
     finished = FinishedParts()
     if checkpoint is not None:
-        finished = FinishedParts("learning", Path(checkpoint), _identity(graph, plan, settings, batches))
+        finished = FinishedParts(
+            "learning", path_of(checkpoint, "checkpoint"), _identity(graph, plan, settings, batches)
+        )
     learning = _Learning(graph, plan, samples, settings, finished)
     with tempfile.TemporaryDirectory(prefix="detent-") as folder:
         learning.run(Shelf(settings.memory_mb, Path(folder)), progress)
@@ -129,7 +131,7 @@ class _Learning:
         if whole_network(graph).draws_random_numbers:
             raise ConfigError(
                 "the network draws random numbers, so that what is learned would not be the same again",
-                remedy="put the model in evaluation mode",
+                remedy="put the model in evaluation mode, and leave out what draws in that mode too",
             )
 
     def run(self, shelf: Shelf, progress: bool) -> None:
@@ -193,11 +195,15 @@ class _Learning:
     def judged(self) -> QuantPlan:
         """The plan as it was learned, if outputs of the network, where there are such numbers, are closer to float."""
         found = self._learned.finished()
+        if not self._learned.layers:
+            return self._learned.unchanged("no kernel of the network can be learned")
         if not self._outputs:
             return found
         before, after = self._output_errors(self._plan), self._output_errors(found)
         if after < before:
-            return found
+            said = "learned rounding brought the outputs on held-out samples closer to float"
+            note = f"{said} (squared error {after:.3g}, {before:.3g} without)"
+            return replace(found, notes=tuple(dict.fromkeys([*found.notes, note])))
         note = (
             "learned rounding brought the outputs on held-out samples no closer to float "
             f"(squared error {after:.3g}, {before:.3g} without) and was left out"

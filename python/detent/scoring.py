@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from detent._arguments import expect, fingerprint_of
+from detent._arguments import expect, fingerprint_of, path_of
 from detent.candidate_widths import Setting, setting_of, widths_in
 from detent.config import Budget, MixedPrecisionConfig, QuantizationConfig
 from detent.edit import Rule
@@ -168,7 +168,7 @@ def make_table(
     batches = first_samples(graph, data, options.samples, parts=2)
     finished = FinishedParts()
     if checkpoint is not None:
-        finished = FinishedParts("scoring", Path(checkpoint), _identity(request, plans, batches))
+        finished = FinishedParts("scoring", path_of(checkpoint, "checkpoint"), _identity(request, plans, batches))
     with progress_bar("scoring widths", "batches", len(batches), wanted=request.progress) as show:
         if options.scores == "measured":
             return score_by_measuring(

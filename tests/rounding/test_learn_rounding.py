@@ -15,6 +15,7 @@ from torch import Tensor
 import detent
 from detent import edit
 from detent.config import LearnedConfig
+from detent.errors import ConfigError
 from detent.learned_plan import LearnedPlan
 from detent.rounding import learned as learning
 from detent.rounding.block_data import BlockData
@@ -112,7 +113,9 @@ def test_kernels_that_keep_their_codes_stay_as_they_are() -> None:
 
 @pytest.mark.parametrize("start", [{}, {"start": "nearest"}], ids=["gptq", "nearest"])
 def test_one_call_learns_and_says_so(start: dict[str, str]) -> None:
-    options: dict[str, Any] = {"rounding": "learned", "learned": {"steps": 30, **start}, "gptq": {"samples": 64}, **FEW}
+    options: dict[str, Any] = {"rounding": "learned", "learned": {"steps": 30, **start}, **FEW}
+    if not start:
+        options["gptq"] = {"samples": 64}
     qmodel = detent.quantize(captured(), images()[:128], progress=False, **options)
     methods = {entry.codes.method for entry in qmodel.plan.weights.values() if entry.codes}
     assert "learned" in methods or any("learned rounding brought" in note for note in qmodel.plan.notes)
@@ -120,6 +123,49 @@ def test_one_call_learns_and_says_so(start: dict[str, str]) -> None:
     assert qmodel.plan.config["learned"] == options["learned"]
     again = detent.QuantPlan.from_json(qmodel.plan.to_json())
     assert torch.equal(detent.apply(captured(), again)(images()), qmodel(images()))
+
+
+def test_a_batch_has_no_sample_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    take = learning._Order.take
+
+    def of(order: Any) -> Any:
+        found = take(order)
+        taken.append(len(found))
+        assert len(set(found.tolist())) == len(found)
+        return found
+
+    monkeypatch.setattr(learning._Order, "take", of)
+    learned(batch=10**9, steps=2)
+    assert set(taken) == {112}
+
+
+def test_nothing_to_learn_is_told() -> None:
+    weights = {name: replace(entry, frozen=True) for name, entry in plan_of().weights.items()}
+    frozen = replace(plan_of(), weights=weights)
+    found = learned(frozen)
+    assert found.notes == (*frozen.notes, "no kernel of the network can be learned")
+    assert found.weights == frozen.weights
+
+
+@pytest.mark.parametrize("checkpoint", [5, "", b"file"])
+def test_a_checkpoint_that_is_no_path(checkpoint: Any) -> None:
+    with pytest.raises(ConfigError, match="`checkpoint` must be the path of a file"):
+        detent.learn_rounding(captured(), plan_of(), images()[:32], checkpoint=checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"learned": {"steps": 2}}, "`learned` has options of learned rounding, and `rounding` is 'nearest'"),
+        ({"learned": {"steps": 2}, "rounding": "gptq"}, "and `rounding` is 'gptq'"),
+        ({"gptq": {"samples": 8}}, "`gptq` has options of rounding in closed form, and `rounding` is 'nearest'"),
+        ({"gptq": {"samples": 8}, "rounding": "learned", "learned": {"start": "nearest"}}, "`gptq` has options"),
+    ],
+)
+def test_options_of_a_rounding_that_is_not_chosen(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        detent.quantize(captured(), images()[:32], **options)
 
 
 def test_the_plan_saves_loads_and_applies_to_the_same_bits(tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def test_every_kind_of_network(name: str) -> None:
     detent.apply(graph, found)
     for layer, entry in found.weights.items():
         if entry == plan.weights[layer] and entry.grid is not None:
-            kept = [note for note in found.notes if "former rounding" in note or "brought the outputs" in note]
+            kept = [note for note in found.notes if "former rounding" in note or "was left out" in note]
             assert kept or any(layer in note for note in found.notes), layer
 
 

@@ -25,7 +25,7 @@ class LearnedConfig(Options):
         method: `"straight_through"` rounds weights that move freely; `"soft"` moves each weight between two
             neighbouring codes, its own and the one on its other side, and takes thousands of steps to get there.
         steps: for each block; more are slower and better. 0 leaves the blocks as they are.
-        batch: samples in a step.
+        batch: samples in a step, no more than there are to learn on.
         rate: learning rate of the rounding: of straight-through weights in steps of their grid, falling to a twentieth;
             of soft ones as for AdaRound. None takes 0.005 and 0.05.
         bias_rate: of biases, relative to the magnitude of their layers' outputs; 0 leaves them.

@@ -130,6 +130,7 @@ class QuantizationConfig(Options):
                 f"`p` must be at least 1 for activations, got {self.p:g}", remedy="0.5 to 1 is for `weights_metric`"
             )
         self._check_moving_maximum()
+        self._check_rounding()
         if self.codebook_scope == "channel" and self.weights_grid not in ("lut", "lut_power_of_two"):
             raise ConfigError("`codebook_scope` is for codebooks", remedy="give weights_grid='lut' too")
         if self.weights_grid in ("lut", "lut_power_of_two"):
@@ -144,6 +145,19 @@ class QuantizationConfig(Options):
                     remedy="leave out `weights_group_size`, or use another `weights_grid`",
                 )
         return self
+
+    def _check_rounding(self) -> None:
+        """Options of a rounding that is not chosen would be without effect."""
+        if self.rounding != "learned" and self.learned != LearnedConfig():
+            raise ConfigError(
+                f"`learned` has options of learned rounding, and `rounding` is {self.rounding!r}",
+                remedy="give rounding='learned' too, or leave `learned` out",
+            )
+        if not self.rounds_in_closed_form and self.gptq != GptqConfig():
+            raise ConfigError(
+                f"`gptq` has options of rounding in closed form, and `rounding` is {self.rounding!r}",
+                remedy="give rounding='gptq' or 'learned' too, or leave `gptq` out",
+            )
 
     def _check_moving_maximum(self) -> None:
         if self.activation_metric != "moving_maximum":

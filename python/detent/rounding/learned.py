@@ -120,7 +120,8 @@ def learn_block(
     if not before > 0:
         return Learned(state=best, before=before, after=before, steps=0)
     trainee = Trainee(parts, options)
-    count = max(1, options.batch // data.part)
+    # No sample twice in a batch.
+    count = max(1, min(options.batch, len(data.learning)) // data.part)
     learners = [_Part(network, block, data, trainee, options, before) for _ in range(count)]
     order = _Order(data.learning, count * data.part, seed)
     every, without = max(1, options.steps // _CHECKS), 0
