@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +174,30 @@ def test_numbers_that_moves_put_among_values() -> None:
     assert "masked_fill" in str(found.value)
 
 
+@pytest.mark.parametrize(
+    "choose",
+    [
+        lambda x: x.amax(1),
+        lambda x: x.amin((2, 3)),
+        lambda x: x.max(2)[0],
+        lambda x: F.adaptive_max_pool2d(x, 3),
+        lambda x: F.max_pool2d(x, 2, return_indices=True)[0],
+    ],
+)
+def test_what_chooses_among_values_is_no_move(choose: Callable[[Tensor], Tensor]) -> None:
+    class Chosen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return choose(self.conv(x))
+
+    qmodel = detent.quantize(Chosen().eval(), [data("pools")], target="onnxruntime", progress=False)
+    with pytest.raises(UnsupportedOpError, match="has no integer form"):
+        detent.lower(qmodel)
+
+
 def test_accumulators_that_32_bits_do_not_hold() -> None:
     class Wide(nn.Module):
         def __init__(self) -> None:
@@ -195,5 +219,9 @@ def test_wrong_inputs() -> None:
         program.run(data("convolutions"), data("convolutions"))
     with pytest.raises(ConfigError, match="no tensor 'nothing'"):
         program.grid("nothing")
+    with pytest.raises(ValueError, match="x must have dtype float32, got float64"):
+        program.run(data("convolutions").double())
+    with pytest.raises(ValueError, match="do not fit x"):
+        program.run(data("convolutions")[:, :2].contiguous())
     with pytest.raises(TypeError, match="must be a NumPy array"):
         program.run([1.0])  # type: ignore[arg-type]

@@ -50,21 +50,32 @@ def places_of(node: fx.Node) -> tuple[npt.NDArray[np.int64] | None, tuple[int, .
     source = first_argument(first_argument(node)) if parted else first_argument(node)
     inner, shape = sample_shape(source), sample_shape(node)
     samples, size = _samples(source), int(np.prod(inner))
-    numbered = torch.arange(1, 1 + samples * size, dtype=torch.float64).reshape(samples, *inner)
-    mover = first_argument(node) if parted else node
-    args, kwargs = fx.map_arg((mover.args, mover.kwargs), lambda one: numbered if one is source else _number(one))
-    moved: Any = mover.target(*args, **kwargs)  # type: ignore[operator]
-    moved = moved[node.args[1]] if parted else moved
-    if not isinstance(moved, torch.Tensor) or tuple(moved.shape) != (samples, *shape):
-        raise UnsupportedOpError("it has no integer form yet: it does not move values of single samples")
-    numbers = moved.reshape(samples, -1).numpy()
-    if not bool(np.all((numbers == np.rint(numbers)) & (numbers >= 0) & (numbers <= samples * size))):
+    count = samples * size
+    numbers = _moved(node, source, torch.arange(1, 1 + count, dtype=torch.float64).reshape(samples, *inner), shape)
+    if not bool(np.all((numbers == np.rint(numbers)) & (numbers >= 0) & (numbers <= count))):
         raise UnsupportedOpError("it has no integer form yet: it puts other numbers than zero among its values")
+    # A maximum would seem to move the largest number: where numbers run the other way it takes another place.
+    turned = _moved(node, source, torch.arange(count, 0, -1, dtype=torch.float64).reshape(samples, *inner), shape)
+    if not np.array_equal(turned, np.where(numbers > 0, 1 + count - numbers, 0)):
+        raise UnsupportedOpError("it has no integer form yet: where values go depends on them")
     every = numbers.astype(np.int64) - 1
     begins = size * np.arange(samples)[:, None]
     if not np.array_equal(every, np.where(every[:1] < 0, -1, every[:1] + begins)):
         raise UnsupportedOpError("it has no integer form: it moves values from sample to sample")
     return None if np.array_equal(every[0], np.arange(size)) else every[0], shape
+
+
+def _moved(node: fx.Node, source: fx.Node, numbered: torch.Tensor, shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
+    """What becomes of numbers in the place of the source's values, `[samples, numbers of a sample]`."""
+    parted = node.target is operator.getitem
+    mover = first_argument(node) if parted else node
+    args, kwargs = fx.map_arg((mover.args, mover.kwargs), lambda one: numbered if one is source else _number(one))
+    moved: Any = mover.target(*args, **kwargs)
+    moved = moved[node.args[1]] if parted else moved
+    if not isinstance(moved, torch.Tensor) or tuple(moved.shape) != (len(numbered), *shape):
+        raise UnsupportedOpError("it has no integer form yet: it does not move values of single samples")
+    found: npt.NDArray[np.float64] = moved.reshape(len(numbered), -1).double().numpy()
+    return found
 
 
 def _samples(node: fx.Node) -> int:

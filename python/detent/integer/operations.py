@@ -116,6 +116,8 @@ class QuantizeInput(Operation):
 
     def run(self, *inputs: Codes) -> tuple[Codes, Extremes | None]:
         """As `Operation`."""
+        if inputs[0].dtype != np.float32:
+            raise ValueError(f"{self.inputs[0]} must have dtype float32, got {inputs[0].dtype}")
         return self.grid.codes(inputs[0]), None
 
 
