@@ -70,7 +70,7 @@ def _moved(node: fx.Node, source: fx.Node, numbered: torch.Tensor, shape: tuple[
     parted = node.target is operator.getitem
     mover = first_argument(node) if parted else node
     args, kwargs = fx.map_arg((mover.args, mover.kwargs), lambda one: numbered if one is source else _number(one))
-    moved: Any = mover.target(*args, **kwargs)
+    moved: Any = mover.target(*args, **kwargs)  # type: ignore[operator]
     moved = moved[node.args[1]] if parted else moved
     if not isinstance(moved, torch.Tensor) or tuple(moved.shape) != (len(numbered), *shape):
         raise UnsupportedOpError("it has no integer form yet: it does not move values of single samples")
