@@ -12,7 +12,7 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from detent.errors import UnsupportedOpError
+from detent.errors import ConfigError, UnsupportedOpError
 from detent.graph.names import NAME, describe_place
 from detent.graph.roles import argument, first_argument, op_name, role_of
 from detent.graph.shapes import is_tensor
@@ -56,8 +56,14 @@ def lower(qmodel: LowerableModel) -> IntegerProgram:
         qmodel: a `QuantizedModel` whose values are all on grids.
 
     Raises:
+        ConfigError: this is no quantized model, or accumulators of a layer could leave 32 bits.
         UnsupportedOpError: an operator or a grid has no integer form; the error names the layer.
     """
+    if not hasattr(qmodel, "graph_module"):
+        raise ConfigError(
+            f"`qmodel` must be a quantized model, got a {type(qmodel).__name__}",
+            remedy="quantize the model first: detent.quantize(model, data, target=...)",
+        )
     lowering = _Lowering(qmodel.graph_module)
     for node in qmodel.graph_module.graph.nodes:
         try:
@@ -102,12 +108,11 @@ class _Lowering:
         ends = []
         for leaf, name in zip(self._outputs, outputs, strict=True):
             if leaf not in self._codes:
-                error = UnsupportedOpError(
+                raise UnsupportedOpError(
                     "an output is not on a grid, so it has no codes",
                     where=name,
                     remedy="quantize for a target whose outputs are on grids, onnxruntime or tflite for instance",
                 )
-                raise error
             ends.append(self._codes[leaf])
         return IntegerProgram(
             operations=tuple(self._operations), inputs=tuple(self._inputs), outputs=tuple(ends), output_names=outputs
@@ -200,7 +205,7 @@ class _Lowering:
 
     def _of_two(self, node: fx.Node, kind: str, sources: tuple[CodeGrid, ...], ends: dict[str, Any]) -> Operation:
         shapes = {moves.sample_shape(one) for one in node.all_input_nodes}
-        if len(shapes) > 1 and len({len(shape) for shape in shapes}) > 1:
+        if len({len(shape) for shape in shapes}) > 1:
             raise UnsupportedOpError(f"{op_name(node)} of tensors of different ranks has no integer form yet")
         if kind == "mul":
             return Product(sources=sources, **ends)
