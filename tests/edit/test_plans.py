@@ -65,7 +65,7 @@ def test_16_bits_run_in_onnxruntime(graph: detent.Graph, stats: detent.Statistic
         if target == "imx500":  # its kernels read 8 bits, its additions 16
             rules = [edit.rule(edit.name("twice:1"), edit.activations(bits=16))]
         qmodel = detent.apply(graph, detent.plan(graph, stats, target=target, rules=rules))
-        path = detent.export(qmodel, tmp_path / f"{target}.onnx")
+        path = detent.export(qmodel, tmp_path / f"{target}.onnx").path
         proto = onnx.load(path)
         assert proto.opset_import[0].version == 21
         types = {tensor.data_type for tensor in proto.graph.initializer}

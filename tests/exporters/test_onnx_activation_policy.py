@@ -23,7 +23,7 @@ def images() -> torch.Tensor:
 def test_shared_concatenations_agree(target: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     qmodel = detent.quantize(Dense().eval(), images(), target=target, concat_threshold_update=True, progress=False)
-    path = detent.export(qmodel, tmp_path / "shared.onnx")
+    path = detent.export(qmodel, tmp_path / "shared.onnx").path
     for optimize in (False, True):
         assert verify_onnx(path, qmodel, images(), optimize=optimize).largest_steps == 0
     values = {value.name: value for value in verify_onnx_values(path, qmodel, images())}
@@ -40,7 +40,7 @@ def test_moving_maxima_agree(tmp_path: Path) -> None:
     qmodel = detent.quantize(
         Dense().eval(), images().split(8), target="imx500", activation_metric="moving_maximum", progress=False
     )
-    path = detent.export(qmodel, tmp_path / "moving.onnx")
+    path = detent.export(qmodel, tmp_path / "moving.onnx").path
     assert verify_onnx(path, qmodel, images()).largest_steps == 0
 
 
@@ -49,7 +49,7 @@ def test_steps_for_each_channel_agree(bits: int, tmp_path: Path) -> None:
     torch.manual_seed(2)
     x = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(6))
     qmodel = detent.quantize(Mobile().eval(), x, activation_per_channel=True, activation_bits=bits, progress=False)
-    path = detent.export(qmodel, tmp_path / "channels.onnx")
+    path = detent.export(qmodel, tmp_path / "channels.onnx").path
     for optimize in (False, True):
         assert verify_onnx(path, qmodel, x, optimize=optimize).largest_steps == 0
     values = verify_onnx_values(path, qmodel, x)

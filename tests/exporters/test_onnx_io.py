@@ -72,8 +72,8 @@ def test_codes_in_and_out_are_those_of_the_float_file(
     name: str, target: str, taken: str, given: str, tmp_path: Path
 ) -> None:
     qmodel = make(name, target)
-    floats = detent.export(qmodel, tmp_path / "float.onnx")
-    codes = detent.export(qmodel, tmp_path / "codes.onnx", inputs=taken, outputs=given)
+    floats = detent.export(qmodel, tmp_path / "float.onnx").path
+    codes = detent.export(qmodel, tmp_path / "codes.onnx", inputs=taken, outputs=given).path
     known = metadata(codes)
     (inputs,), (outputs,) = known["io"]["inputs"].values(), known["io"]["outputs"].values()
     assert (inputs["dtype"], inputs["scale"], outputs["dtype"]) == (taken, 1.0, given)
@@ -95,14 +95,14 @@ def test_types_by_name_moved_outputs_and_outputs_that_are_read_again(tmp_path: P
     torch.manual_seed(0)
     data = {"image": images().numpy(), "offset": np.linspace(-1, 1, 12, dtype=np.float32)}
     qmodel = detent.quantize(Two().eval(), data, preprocessing={"image": RECORDS["equal"]}, progress=False)
-    floats = detent.export(qmodel, tmp_path / "float.onnx")
+    floats = detent.export(qmodel, tmp_path / "float.onnx").path
     scores = qmodel.output_names[1]
     codes = detent.export(
         qmodel,
         tmp_path / "codes.onnx",
         inputs={"image": "uint8"},
         outputs={qmodel.output_names[0]: "uint8", scores: "uint8"},
-    )
+    ).path
     ends = metadata(codes)["io"]
     assert [end["dtype"] for end in ends["inputs"].values()] == ["uint8", "float32"]
     wanted = run(floats, {"image": data["image"].astype(np.float32), "offset": data["offset"]})
@@ -118,7 +118,7 @@ def test_types_by_name_moved_outputs_and_outputs_that_are_read_again(tmp_path: P
 
 def test_narrow_codes_say_their_limits(tmp_path: Path) -> None:
     qmodel = make(activation_bits=4)
-    path = detent.export(qmodel, tmp_path / "model.onnx", inputs="uint8", outputs="uint8")
+    path = detent.export(qmodel, tmp_path / "model.onnx", inputs="uint8", outputs="uint8").path
     ends = metadata(path)["io"]
     assert ends["inputs"]["input"]["codes"] == [0, 15]
     assert verify_onnx(path, qmodel, images().float()).largest_steps == 0
@@ -131,9 +131,9 @@ def test_a_target_may_say_the_type(tmp_path: Path) -> None:
         json.dumps({**data, "name": "mcu", "input_dtype": "int8", "output_dtype": "int8"})
     )
     qmodel = make(target=str(tmp_path / "mcu.json"))
-    ends = metadata(detent.export(qmodel, tmp_path / "model.onnx"))["io"]
+    ends = metadata(detent.export(qmodel, tmp_path / "model.onnx").path)["io"]
     assert [end["dtype"] for side in ends.values() for end in side.values()] == ["int8", "int8"]
-    ends = metadata(detent.export(qmodel, tmp_path / "model.onnx", inputs="float32"))["io"]
+    ends = metadata(detent.export(qmodel, tmp_path / "model.onnx", inputs="float32").path)["io"]
     assert [end["dtype"] for side in ends.values() for end in side.values()] == ["float32", "int8"]
 
 
@@ -158,7 +158,7 @@ def test_a_type_the_grid_does_not_have(
 
 def test_values_cannot_be_compared_from_codes(tmp_path: Path) -> None:
     qmodel = make()
-    path = detent.export(qmodel, tmp_path / "model.onnx", inputs="uint8")
+    path = detent.export(qmodel, tmp_path / "model.onnx", inputs="uint8").path
     with pytest.raises(ExportError, match="input hold codes"):
         verify_onnx_values(path, qmodel, images().float())
 

@@ -49,7 +49,7 @@ def residual() -> nn.Module:
 def exported(residual: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> tuple[HandQuantized, Path]:
     """The usual case: uint8 activations with zero points, int8 weights per channel, int32 biases."""
     qmodel = quantize_by_hand(residual, images())
-    return qmodel, export(qmodel, tmp_path_factory.mktemp("onnx") / "residual.onnx")
+    return qmodel, export(qmodel, tmp_path_factory.mktemp("onnx") / "residual.onnx").path
 
 
 def initializers(path: Path) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def test_eight_bit_storage_holds_every_narrower_grid(residual: nn.Module, tmp_pa
     qmodel = quantize_by_hand(
         residual, images(), activations=rules, weights=mixed(uniform(axis=0), weights), biases=False
     )
-    path = export_onnx(qmodel, tmp_path / "model.onnx")
+    path = export_onnx(qmodel, tmp_path / "model.onnx").path
     assert onnx.load(path).opset_import[0].version == 18
     assert kinds(path) == {TensorProto.INT8: 3, TensorProto.UINT8: 1}
     wide = 3.0 * images()  # beyond the limits of every grid
@@ -126,7 +126,7 @@ def test_sixteen_and_four_bits_take_opset_21(residual: nn.Module, tmp_path: Path
         weights=mixed(symmetric(), weights),
         biases=False,
     )
-    path = export_onnx(qmodel, tmp_path / "model.onnx")
+    path = export_onnx(qmodel, tmp_path / "model.onnx").path
     assert onnx.load(path).opset_import[0].version == 21
     assert kinds(path) == {TensorProto.INT4: 2, TensorProto.INT16: 1, TensorProto.UINT4: 1}
     assert len(initializers(path)["stem.weight_codes"].raw_data) == 16 * 3 * 9 // 2
@@ -151,7 +151,7 @@ def test_quantizers_with_equal_numbers_are_kept_apart(tmp_path: Path) -> None:
         activations=lambda value: Grid(kind="power_of_two", bits=8, signed=True, threshold=[4.0]),
         weights=mixed(keep_float, weights),
     )
-    path = export_onnx(qmodel, tmp_path / "model.onnx")
+    path = export_onnx(qmodel, tmp_path / "model.onnx").path
     names = {name for node in onnx.load(path).graph.node for name in node.output}
     assert {f"{name}_quantized" for name in qmodel.plan.activations} <= names
     assert kinds(path) == {TensorProto.INT8: 1, TensorProto.INT4: 1, TensorProto.INT32: 2}
@@ -167,7 +167,7 @@ def test_scales_per_group_become_blocks(tmp_path: Path) -> None:
         activations=keep_float,
         weights=mixed(keep_float, {"up": grouped, "down": symmetric(8, axis=0, group_size=8)}),
     )
-    path = export_onnx(qmodel, tmp_path / "model.onnx")
+    path = export_onnx(qmodel, tmp_path / "model.onnx").path
     blocks = [
         attribute.i
         for node in onnx.load(path).graph.node
@@ -184,7 +184,7 @@ def test_codebooks_become_gathers(residual: nn.Module, tmp_path: Path) -> None:
         symmetric(axis=0), {"stem": codebook(4, axis=0), "pointwise": codebook(5), "head": codebook(6, axis=0)}
     )
     qmodel = quantize_by_hand(residual, images(), weights=weights, biases=False)
-    path = export_onnx(qmodel, tmp_path / "model.onnx")
+    path = export_onnx(qmodel, tmp_path / "model.onnx").path
     assert kinds(path) == {TensorProto.UINT4: 1, TensorProto.UINT8: 2, TensorProto.INT8: 1}
     assert initializers(path)["stem.weight_table"].dims == [16]
     assert verify_onnx(path, qmodel, images()).largest_steps <= 1.0
@@ -195,7 +195,7 @@ def test_kernels_in_training_are_stored_as_their_present_codes(residual: nn.Modu
     weights = mixed(symmetric(axis=0), {"stem": symmetric(4, axis=0), "head": uniform(16, axis=0)})
     qmodel = quantize_by_hand(residual, images(), weights=weights, trainable=True)
     before = qmodel.graph_module.state_dict().keys()
-    path = export_onnx(qmodel, tmp_path / "model.onnx")
+    path = export_onnx(qmodel, tmp_path / "model.onnx").path
     assert kinds(path) == {TensorProto.INT4: 1, TensorProto.INT8: 2, TensorProto.UINT16: 1}
     assert verify_onnx(path, qmodel, images()).largest_steps <= 1.0
     assert qmodel.graph_module.state_dict().keys() == before
@@ -233,13 +233,13 @@ def test_names_and_metadata_are_detents(exported: tuple[HandQuantized, Path]) ->
 
 def test_same_model_gives_the_same_bytes(exported: tuple[HandQuantized, Path], tmp_path: Path) -> None:
     qmodel, path = exported
-    assert export(qmodel, tmp_path / "again.onnx").read_bytes() == path.read_bytes()
+    assert export(qmodel, tmp_path / "again.onnx").path.read_bytes() == path.read_bytes()
 
 
 def test_several_inputs_and_outputs_and_transposed_kernels(tmp_path: Path) -> None:
     torch.manual_seed(0)
     qmodel = quantize_by_hand(Attention(), sequences())
-    path = export(qmodel, tmp_path / "attention.onnx")
+    path = export(qmodel, tmp_path / "attention.onnx").path
     model = onnx.load(path)
     assert [value.name for value in model.graph.input] == ["query", "memory"]
     assert [value.name for value in model.graph.output] == list(qmodel.output_names)
@@ -252,7 +252,7 @@ def test_several_inputs_and_outputs_and_transposed_kernels(tmp_path: Path) -> No
 
 def test_fixed_batch_stays_fixed(residual: nn.Module, tmp_path: Path) -> None:
     qmodel = quantize_by_hand(residual, images(4), dynamic_batch=False)
-    path = export(qmodel, tmp_path / "fixed.onnx")
+    path = export(qmodel, tmp_path / "fixed.onnx").path
     assert onnx.load(path).graph.input[0].type.tensor_type.shape.dim[0].dim_value == 4
     assert verify_onnx(path, qmodel, images(8)).largest_steps <= 1.0
 
@@ -261,14 +261,14 @@ def test_tied_kernel_is_stored_once(tmp_path: Path) -> None:
     torch.manual_seed(0)
     inputs = torch.randn(16, 8)
     qmodel = quantize_by_hand(TiedWeights(), inputs)
-    path = export(qmodel, tmp_path / "tied.onnx")
+    path = export(qmodel, tmp_path / "tied.onnx").path
     assert kinds(path) == {TensorProto.INT8: 1}
     assert verify_onnx(path, qmodel, inputs).largest_steps <= 1.0
 
 
 def test_newer_opset_and_preprocessing_on_request(residual: nn.Module, tmp_path: Path) -> None:
     qmodel = replace(quantize_by_hand(residual, images()), preprocessing={"x": Preprocessing(mean=0.5, layout="NCHW")})
-    path = export(qmodel, tmp_path / "model.onnx", opset=23)
+    path = export(qmodel, tmp_path / "model.onnx", opset=23).path
     properties = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
     assert properties["detent.preprocessing"] == '{"x":{"mean":[0.5],"dtype":"float32","layout":"NCHW"}}'
     assert onnx.load(path).opset_import[0].version == 23

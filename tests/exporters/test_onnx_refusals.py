@@ -63,7 +63,7 @@ def test_unknown_suffix_format_and_option(qmodel: HandQuantized, tmp_path: Path)
 
 
 def test_format_may_be_named_where_the_suffix_says_nothing(qmodel: HandQuantized, tmp_path: Path) -> None:
-    path = export(qmodel, tmp_path / "model", format="onnx")
+    path = export(qmodel, tmp_path / "model", format="onnx").path
     assert verify_onnx(path, qmodel, torch.randn(4, 4)).largest_steps <= 1.0
 
 
@@ -117,7 +117,7 @@ def test_full_disk_leaves_the_old_file(qmodel: HandQuantized, tmp_path: Path, mo
 
 
 def test_damaged_file_and_wrong_inputs(qmodel: HandQuantized, tmp_path: Path) -> None:
-    path = export(qmodel, tmp_path / "model.onnx")
+    path = export(qmodel, tmp_path / "model.onnx").path
     with pytest.raises(ConfigError, match="takes 1 inputs, got 2"):
         verify_onnx(path, qmodel, (torch.randn(4, 4), torch.randn(4, 4)))
     with pytest.raises(ConfigError, match="at least one"):

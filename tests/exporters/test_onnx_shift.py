@@ -34,7 +34,7 @@ def test_runtimes_agree_on_shifted_values(tmp_path: Path) -> None:
     qmodel = detent.quantize(model, [x], target="imx500", shift_negative=True, shift_negative_ratio=1.0, progress=False)
     shifted = [name for name in qmodel.plan.activations if name.endswith(".shifted")]
     assert shifted == ["silu.shifted", "gelu.shifted"]
-    path = detent.export(qmodel, tmp_path / "shifted.onnx")
+    path = detent.export(qmodel, tmp_path / "shifted.onnx").path
     assert verify_onnx(path, qmodel, x).largest_steps <= 1.0
     assert {value.name for value in verify_onnx_values(path, qmodel, x)} >= set(shifted)
     graph = onnx.load(path).graph

@@ -47,7 +47,7 @@ def quantized(name: str, width: str = "8") -> detent.QuantizedModel:
 
 def taps(qmodel: detent.QuantizedModel, inputs: list[Tensor], folder: Path) -> dict[str, np.ndarray]:
     """The codes of all tensors in onnxruntime, by the names that a program has for them."""
-    path = detent.export(qmodel, folder / "model.onnx")
+    path = detent.export(qmodel, folder / "model.onnx").path
     proto = onnx.load(path)
     names = [node.output[0] for node in proto.graph.node if node.op_type == "QuantizeLinear"]
     proto.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)

@@ -38,7 +38,7 @@ def test_codes_reach_the_file(target: str, way: str, tmp_path: Path) -> None:
     qmodel = detent.quantize(captured(), images()[:128], target=target, progress=False, **WAYS[way])
     chosen = {name: entry.codes for name, entry in qmodel.plan.weights.items() if entry.codes is not None}
     assert chosen
-    path = detent.export(qmodel, tmp_path / "model.onnx")
+    path = detent.export(qmodel, tmp_path / "model.onnx").path
     stored = kernels_of(path)
     for name, codes in chosen.items():
         wanted = codes.codes.astype(np.int32)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -17,16 +18,16 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from detent import _core
-from detent.errors import ExportError, FormatError
+from detent.errors import ExportError
 from detent.exporters.onnx_graph import OnnxGraph
 from detent.exporters.onnx_io import IoChoice, resolve_io_types, set_io_types
 from detent.exporters.onnx_lowering import fold_weight_transposes, lower_quantizers
 from detent.exporters.onnx_names import name_batch_axis, name_values, strip_leftovers
 from detent.exporters.onnx_tagging import least_opset, tag_quantizers
 from detent.exporters.onnx_torch import translate
+from detent.exporters.report import ExportReport, require_writable, write_file
 from detent.exporters.subject import ExportableModel
 from detent.graph.shapes import is_float
-from detent.records.files import write_atomically
 from detent.records.grid import Grid
 
 __all__ = ["export_onnx", "require_extra"]
@@ -42,8 +43,8 @@ def export_onnx(
     opset: int | None = None,
     inputs: IoChoice = None,
     outputs: IoChoice = None,
-) -> Path:
-    """Write a quantized model as a QDQ ONNX file and return its path.
+) -> ExportReport:
+    """Write a quantized model as a QDQ ONNX file.
 
     The same model gives the same bytes. The batch axis is named `batch` if the model was captured with a dynamic one.
     Kernels that are still being trained are stored as their present codes. onnxruntime multiplies 4-bit blocks with
@@ -70,10 +71,7 @@ def export_onnx(
     path = Path(path)
     for package in ("onnx", "onnxscript"):
         require_extra(package)
-    if not path.parent.is_dir():
-        raise ExportError(
-            "the folder does not exist", where=str(path.parent), remedy="create it, or choose another path"
-        )
+    require_writable(path)
     floats = [spec.name for spec in qmodel.inputs if spec.dtype.is_floating_point]
     input_types = resolve_io_types(inputs, floats, qmodel.input_dtype, "input")
     output_types = resolve_io_types(outputs, _float_outputs(qmodel), qmodel.output_dtype, "output")
@@ -93,8 +91,15 @@ def export_onnx(
         name_batch_axis(proto)
     strip_leftovers(proto)
     _describe(proto, qmodel, ends)
-    _write(proto, path)
-    return path
+    content = _checked(proto, path)
+    write_file(path, content)
+    return ExportReport(
+        path=path,
+        format="onnx",
+        bytes=len(content),
+        operators=Counter(node.op_type for node in proto.graph.node),
+        rounding="float",
+    )
 
 
 def require_extra(package: str) -> Any:
@@ -163,7 +168,8 @@ def _compact(data: Mapping[str, Any]) -> str:
     return json.dumps(data, separators=(",", ":"), ensure_ascii=False)
 
 
-def _write(proto: Any, path: Path) -> None:
+def _checked(proto: Any, path: Path) -> bytes:
+    """The bytes of a file that passes ONNX's own check."""
     import onnx
 
     size = sum(len(tensor.raw_data) for tensor in proto.graph.initializer)
@@ -181,7 +187,5 @@ def _write(proto: Any, path: Path) -> None:
             where=str(path),
             remedy="this is a fault of detent or of torch's exporter; please report it with the model",
         ) from error
-    try:
-        write_atomically(path, proto.SerializeToString(deterministic=True))
-    except FormatError as error:
-        raise ExportError(error.what, where=error.where, remedy=error.remedy) from error
+    content: bytes = proto.SerializeToString(deterministic=True)
+    return content

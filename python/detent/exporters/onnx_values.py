@@ -8,6 +8,7 @@ apart, because no value inherits a difference.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -44,7 +45,7 @@ class ValueAgreement:
 
 
 def verify_onnx_values(
-    path: str | Path,
+    path: str | os.PathLike[str],
     qmodel: ExportableModel,
     inputs: torch.Tensor | Sequence[torch.Tensor],
     *,

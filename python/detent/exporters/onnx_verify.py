@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,7 @@ class OnnxAgreement:
 
 
 def verify_onnx(
-    path: str | Path,
+    path: str | os.PathLike[str],
     qmodel: ExportableModel,
     inputs: torch.Tensor | Sequence[torch.Tensor],
     *,
@@ -75,13 +76,14 @@ def verify_onnx(
         ExportError: onnxruntime is missing, or cannot load or run the file.
     """
     tensors = [inputs] if isinstance(inputs, torch.Tensor) else list(inputs)
-    session = open_session(str(path), optimize, Path(path), fusing=not has_channel_steps(qmodel.plan))
+    path = Path(path)
+    session = open_session(str(path), optimize, path, fusing=not has_channel_steps(qmodel.plan))
     pairs: list[list[tuple[FloatArray, FloatArray]]] = []
     with torch.inference_mode():
         for batch in batches_of(qmodel, tensors, batch_size):
             expected = pytree.tree_leaves(_run_flat(qmodel.graph_module, batch))
             feeds = {spec.name: value.numpy() for spec, value in zip(qmodel.inputs, batch, strict=True)}
-            found = decode_outputs(session, run_session(session, encode_inputs(session, feeds), Path(path)))
+            found = decode_outputs(session, run_session(session, encode_inputs(session, feeds), path))
             pairs.append([(want.numpy(), got) for want, got in zip(expected, found, strict=True)])
     return _compare(pairs, _output_steps(qmodel.graph_module))
 
