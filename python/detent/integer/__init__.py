@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from detent.integer.arithmetic import RUNTIMES, Arithmetic
 from detent.integer.lowering import LowerableModel, lower
-from detent.integer.operations import CodeGrid
+from detent.integer.operations import CodeGrid, QuantizeInput
 from detent.integer.program import IntegerProgram, IntegerRun
 
-__all__ = ["CodeGrid", "IntegerProgram", "IntegerRun", "LowerableModel", "lower"]
+__all__ = [
+    "RUNTIMES",
+    "Arithmetic",
+    "CodeGrid",
+    "IntegerProgram",
+    "IntegerRun",
+    "LowerableModel",
+    "QuantizeInput",
+    "lower",
+]

@@ -12,7 +12,9 @@ from torch import fx
 
 from detent.errors import UnsupportedOpError
 from detent.graph.roles import argument, op_name, role_of
+from detent.integer.arithmetic import Arithmetic
 from detent.integer.operations import CodeGrid, Convolution, LinearLayer
+from detent.kernels.requantize import Rule
 
 __all__ = ["convolution", "linear"]
 
@@ -20,7 +22,9 @@ Stored = Callable[[fx.Node], tuple[torch.Tensor, ...]]
 _LARGEST_CODE: Final = 2**15 - 1
 
 
-def convolution(node: fx.Node, source: CodeGrid, stored: Stored, ends: dict[str, Any]) -> Convolution:
+def convolution(
+    node: fx.Node, source: CodeGrid, stored: Stored, arithmetic: Arithmetic, ends: dict[str, Any]
+) -> Convolution:
     """A convolution along one or two axes.
 
     Raises:
@@ -32,11 +36,14 @@ def convolution(node: fx.Node, source: CodeGrid, stored: Stored, ends: dict[str,
         raise UnsupportedOpError(f"{op_name(node)} has no integer form yet")
     stride, dilation = (_numbers(argument(node, one), axes) for one in ("stride", "dilation"))
     before, after = _padding(argument(node, "padding"), kernel.shape[2:], dilation)
-    bias, factors = _bias_and_factors(node, scale, source, ends["grid"], len(kernel), stored)
+    rule = arithmetic.of_layer("convolution", 8 * source.dtype.itemsize)
+    factors = _factors(rule, scale, source, ends["grid"])
     return Convolution(
         kernel=kernel if axes == 2 else np.ascontiguousarray(kernel[:, :, None, :]),
-        bias=bias,
+        scales=scale,
+        bias=_bias(node, scale, source, len(kernel), stored),
         factors=factors,
+        rule=rule,
         source=source,
         stride=_two(stride, 1),
         before=_two(before, 0),
@@ -48,7 +55,9 @@ def convolution(node: fx.Node, source: CodeGrid, stored: Stored, ends: dict[str,
     )
 
 
-def linear(node: fx.Node, source: CodeGrid, stored: Stored, ends: dict[str, Any]) -> LinearLayer:
+def linear(
+    node: fx.Node, source: CodeGrid, stored: Stored, arithmetic: Arithmetic, ends: dict[str, Any]
+) -> LinearLayer:
     """A linear layer, or a product with a stored matrix on the right.
 
     Raises:
@@ -61,8 +70,10 @@ def linear(node: fx.Node, source: CodeGrid, stored: Stored, ends: dict[str, Any]
         raise UnsupportedOpError(f"{op_name(node)} with this matrix has no integer form yet")
     if role.kind == "matmul":
         kernel = np.ascontiguousarray(kernel.T)
-    bias, factors = _bias_and_factors(node, scale, source, ends["grid"], len(kernel), stored)
-    return LinearLayer(kernel=kernel, bias=bias, factors=factors, source=source, **ends)
+    rule = arithmetic.of_layer("linear", 8 * source.dtype.itemsize)
+    factors = _factors(rule, scale, source, ends["grid"])
+    bias = _bias(node, scale, source, len(kernel), stored)
+    return LinearLayer(kernel=kernel, scales=scale, bias=bias, factors=factors, rule=rule, source=source, **ends)
 
 
 def _kernel(node: fx.Node, stored: Stored) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.float32]]:
@@ -82,7 +93,7 @@ def _kernel(node: fx.Node, stored: Stored) -> tuple[npt.NDArray[np.int16], npt.N
         wide = wide - _along(third.astype(np.int64), axis, wide.ndim)
     if int(np.abs(wide).max(initial=0)) > _LARGEST_CODE:
         raise UnsupportedOpError("codes of its kernel do not fit 16 bits without their zero point")
-    return np.ascontiguousarray(wide.astype(np.int16)), scale.astype(np.float32)
+    return np.ascontiguousarray(wide.astype(np.int16)), scale.astype(np.float32).reshape(-1)
 
 
 def _looked_up(codes: npt.NDArray[np.int64], table: npt.NDArray[np.float32], axis: Any) -> npt.NDArray[np.int64]:
@@ -101,18 +112,28 @@ def _along(entries: npt.NDArray[Any], axis: Any, rank: int) -> npt.NDArray[Any]:
     return entries.reshape([-1 if axis is not None and dim == axis % rank else 1 for dim in range(rank)])
 
 
-def _bias_and_factors(
-    node: fx.Node, scale: npt.NDArray[np.float32], source: CodeGrid, grid: CodeGrid, outputs: int, stored: Stored
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """The bias in steps of the accumulator, int64 `[outputs]`, and float32 factors to steps of the output."""
+def _factors(rule: Rule, scale: npt.NDArray[np.float32], source: CodeGrid, grid: CodeGrid) -> npt.NDArray[np.float64]:
+    """Factors from steps of the accumulator to those of the output, float64; for the rule `"float"` float32 numbers."""
+    first, result = np.float32(source.scale), np.float32(grid.scale)
+    if rule == "float":
+        factors: npt.NDArray[np.float64] = (first * scale / result).astype(np.float64)
+        if not bool(np.all((factors > 0) & np.isfinite(factors))):
+            raise UnsupportedOpError("the factor from its accumulators to codes is not a float32 number")
+        return factors
+    # As the kernels prepare them, from float32 scales in float64.
+    quotients: npt.NDArray[np.float64] = np.float64(first) * scale.astype(np.float64) / np.float64(result)
+    return quotients
+
+
+def _bias(
+    node: fx.Node, scale: npt.NDArray[np.float32], source: CodeGrid, outputs: int, stored: Stored
+) -> npt.NDArray[np.int64]:
+    """The bias in steps of the accumulator, int64 `[outputs]`."""
     steps = np.float32(source.scale) * scale
-    factors = (steps / np.float32(grid.scale)).astype(np.float32)
-    if not bool(np.all((factors > 0) & np.isfinite(factors))):
-        raise UnsupportedOpError("the factor from its accumulators to codes is not a float32 number")
     role = role_of(node)
     read = None if role is None or role.bias is None else argument(node, role.bias)
     if read is None:
-        return np.zeros(outputs, np.int64), factors
+        return np.zeros(outputs, np.int64)
     if not isinstance(read, fx.Node):
         raise UnsupportedOpError("its bias is computed")
     first, *others = (part.numpy() for part in stored(read))
@@ -120,7 +141,7 @@ def _bias_and_factors(
         bias = first.astype(np.int64) - others[1].astype(np.int64)
     else:
         bias = np.rint(first.astype(np.float64).reshape(-1) / steps.astype(np.float64)).astype(np.int64)
-    return np.ascontiguousarray(np.broadcast_to(bias, outputs)), factors
+    return np.ascontiguousarray(np.broadcast_to(bias, outputs))
 
 
 def _numbers(given: Any, count: int) -> tuple[int, ...]:

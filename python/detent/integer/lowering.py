@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from math import inf
+from pathlib import Path
 from typing import Any, Final, Protocol
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import fx
 from torch.utils import _pytree as pytree
@@ -17,7 +16,9 @@ from detent.graph.names import NAME, describe_place
 from detent.graph.roles import argument, first_argument, op_name, role_of
 from detent.graph.shapes import is_tensor
 from detent.graph.tensors import read_tensor
-from detent.integer import layers, moves, pools
+from detent.integer import layers, moves, pools, tables
+from detent.integer.arithmetic import RUNTIMES, Arithmetic
+from detent.integer.fixed_functions import SIGMOID_GRID
 from detent.integer.operations import (
     CodeGrid,
     Concatenate,
@@ -26,9 +27,10 @@ from detent.integer.operations import (
     Product,
     QuantizeInput,
     Sum,
-    Table,
 )
 from detent.integer.program import IntegerProgram
+from detent.records.plan import QuantPlan
+from detent.targets import Target, load_target
 
 __all__ = ["LowerableModel", "lower"]
 
@@ -43,20 +45,27 @@ class LowerableModel(Protocol):
     def graph_module(self) -> fx.GraphModule: ...
 
     @property
-    def output_names(self) -> tuple[str, ...]: ...
+    def plan(self) -> QuantPlan: ...
+
+    @property
+    def output_names(self) -> Sequence[str]: ...
 
 
-def lower(qmodel: LowerableModel) -> IntegerProgram:
+def lower(
+    qmodel: LowerableModel, target: str | Path | Target | None = None, *, runtime: str | None = None
+) -> IntegerProgram:
     """The integer program of a quantized model: integer weights, biases and codes, with the factors between them.
 
-    The program computes what onnxruntime's integer kernels compute on the exported file: exact accumulators, multiplied
-    in float32 and rounded half to even.
+    The program computes what the runtime's integer kernels compute on the exported file.
 
     Args:
         qmodel: a `QuantizedModel` whose values are all on grids.
+        target: whose runtime rounds; None takes the one the model was quantized for.
+        runtime: `"onnxruntime"`, `"tflite_micro"`, `"litert"` or `"litert_reference"`, in place of the target's.
 
     Raises:
-        ConfigError: this is no quantized model, or accumulators of a layer could leave 32 bits.
+        ConfigError: this is no quantized model, target or runtime are unknown, or accumulators of a layer could leave
+            32 bits.
         UnsupportedOpError: an operator or a grid has no integer form; the error names the layer.
     """
     if not hasattr(qmodel, "graph_module"):
@@ -64,7 +73,9 @@ def lower(qmodel: LowerableModel) -> IntegerProgram:
             f"`qmodel` must be a quantized model, got a {type(qmodel).__name__}",
             remedy="quantize the model first: detent.quantize(model, data, target=...)",
         )
-    lowering = _Lowering(qmodel.graph_module)
+    if runtime is None:
+        runtime = load_target(qmodel.plan.target if target is None else target).runtime
+    lowering = _Lowering(qmodel.graph_module, qmodel.plan, RUNTIMES[runtime])
     for node in qmodel.graph_module.graph.nodes:
         try:
             lowering.visit(node)
@@ -72,7 +83,7 @@ def lower(qmodel: LowerableModel) -> IntegerProgram:
             raise UnsupportedOpError(
                 error.what, where=error.where or describe_place(node), remedy=error.remedy
             ) from None
-    return lowering.program(qmodel.output_names)
+    return lowering.program(tuple(qmodel.output_names), runtime)
 
 
 def _refusal(node: fx.Node, what: str) -> UnsupportedOpError:
@@ -80,8 +91,10 @@ def _refusal(node: fx.Node, what: str) -> UnsupportedOpError:
 
 
 class _Lowering:
-    def __init__(self, module: fx.GraphModule) -> None:
+    def __init__(self, module: fx.GraphModule, plan: QuantPlan, arithmetic: Arithmetic) -> None:
         self._module = module
+        self._plan = plan
+        self._arithmetic = arithmetic
         self._operations: list[Operation] = []
         self._inputs: list[str] = []
         self._outputs: list[fx.Node] = []
@@ -103,7 +116,7 @@ class _Lowering:
         elif node.op == "call_function" and self._reads_codes(node):
             self._move(node)
 
-    def program(self, outputs: tuple[str, ...]) -> IntegerProgram:
+    def program(self, outputs: tuple[str, ...], runtime: str) -> IntegerProgram:
         """The finished program."""
         ends = []
         for leaf, name in zip(self._outputs, outputs, strict=True):
@@ -115,7 +128,11 @@ class _Lowering:
                 )
             ends.append(self._codes[leaf])
         return IntegerProgram(
-            operations=tuple(self._operations), inputs=tuple(self._inputs), outputs=tuple(ends), output_names=outputs
+            operations=tuple(self._operations),
+            inputs=tuple(self._inputs),
+            outputs=tuple(ends),
+            output_names=outputs,
+            runtime=runtime,
         )
 
     def _reads_codes(self, node: fx.Node) -> bool:
@@ -156,7 +173,8 @@ class _Lowering:
         source = node.args[0]
         assert isinstance(source, fx.Node)
         if source.op == "placeholder":
-            self._add(node, QuantizeInput(inputs=(name,), output=f"{name}_codes", grid=grid))
+            away = self._arithmetic.ties_away
+            self._add(node, QuantizeInput(inputs=(name,), output=f"{name}_codes", grid=grid, ties_away=away))
             return
         for lower, upper, before in self._clamps(source):
             grid, source = grid.clamped(lower, upper), before
@@ -197,10 +215,14 @@ class _Lowering:
             return self._of_two(node, kind, sources, ends)
         if kind == "cat":
             return self._concatenated(node, ends)
+        if len(operands) == 1 and kind in ("conv", "linear", "matmul"):
+            ends["bits"] = self._kernel_bits(node)
         if len(operands) == 1 and kind in _BUILDERS:
-            return _BUILDERS[kind](node, sources[0], self._stored, ends)
+            return _BUILDERS[kind](node, sources[0], self._stored, self._arithmetic, ends)
+        if len(operands) == 1 and role.name == "silu" and self._arithmetic.functions == "fixed_point":
+            return self._gated(inputs[0], ends)
         if len(operands) == 1 and kind in _SINGLE_VALUES:
-            return self._table(node, operands[0], sources[0], ends)
+            return tables.table(node, operands[0], sources[0], self._stored, self._arithmetic, ends)
         raise _refusal(node, f"{op_name(node)} has no integer form yet")
 
     def _of_two(self, node: fx.Node, kind: str, sources: tuple[CodeGrid, ...], ends: dict[str, Any]) -> Operation:
@@ -208,7 +230,7 @@ class _Lowering:
         if len({len(shape) for shape in shapes}) > 1:
             raise UnsupportedOpError(f"{op_name(node)} of tensors of different ranks has no integer form yet")
         if kind == "mul":
-            return Product(sources=sources, **ends)
+            return Product(sources=sources, fixed_point=self._arithmetic.fixed_point, **ends)
         if argument(node, "alpha") != 1:
             raise UnsupportedOpError(f"{op_name(node)} with alpha has no integer form yet")
         operands = [argument(node, one) for one in ("self", "other")]
@@ -222,8 +244,26 @@ class _Lowering:
             sources=(self._grids[names[0]], self._grids[names[1]]),
             negative=kind == "sub",
             fused=not any(name in self._rearranged for name in names),
+            fixed_point=self._arithmetic.fixed_point,
             **{**ends, "inputs": names},
         )
+
+    def _gated(self, source: str, ends: dict[str, Any]) -> Operation:
+        """SiLU where there is no operator for it: a product with the sigmoid, which has the grid it always has."""
+        gate = {"inputs": (source,), "output": f"{ends['output']}_gate", "grid": SIGMOID_GRID}
+        self._operations.append(tables.fixed("sigmoid", self._grids[source], gate))
+        sources = (self._grids[source], SIGMOID_GRID)
+        return Product(sources=sources, fixed_point=True, **{**ends, "inputs": (source, gate["output"])})
+
+    def _kernel_bits(self, node: fx.Node) -> int:
+        """Width of the codes of a layer's kernel, which several layers may share."""
+        role = role_of(node)
+        read = argument(node, role.weight) if role is not None and role.weight is not None else None
+        for user in read.users if isinstance(read, fx.Node) else ():
+            entry = self._plan.weights.get(str(user.meta.get(NAME)))
+            if entry is not None and entry.grid is not None:
+                return entry.grid.bits
+        raise UnsupportedOpError("its kernel is not on a grid, so it has no codes")
 
     def _concatenated(self, node: fx.Node, ends: dict[str, Any]) -> Operation:
         if op_name(node) not in ("cat", "concat", "concatenate"):
@@ -235,30 +275,14 @@ class _Lowering:
         grid: CodeGrid = ends["grid"]
         names = []
         for place, part in enumerate(parts):
-            if self._grids[part] == grid:
+            if self._grids[part].is_within(grid):
                 names.append(part)
                 continue
             output = f"{ends['output']}_part_{place}"
-            table = _table_of(self._grids[part], grid, lambda values: values)
-            self._operations.append(Table(inputs=(part,), output=output, grid=grid, table=table))
+            between: dict[str, Any] = {"inputs": (part,), "output": output, "grid": grid}
+            self._operations.append(tables.requantizing(self._grids[part], self._arithmetic, between))
             names.append(output)
         return Concatenate(axis=axis, **{**ends, "inputs": tuple(names)})
-
-    def _table(self, node: fx.Node, operand: fx.Node, source: CodeGrid, ends: dict[str, Any]) -> Operation:
-        def function(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-            tensor = torch.from_numpy(values)
-
-            def stand_in(one: fx.Node) -> Any:
-                stored = tensor if one is operand else self._stored(one)[0]
-                if one is not operand and stored.numel() > 1:
-                    raise UnsupportedOpError(f"{op_name(node)} with numbers for channels has no integer form yet")
-                return stored if one is operand else stored.reshape(())
-
-            args, kwargs = fx.map_arg((node.args, node.kwargs), stand_in)
-            found: torch.Tensor = node.target(*args, **kwargs)  # type: ignore[operator]
-            return found.detach().numpy()
-
-        return Table(table=_table_of(source, ends["grid"], function), **ends)
 
     def _grid_of(self, node: fx.Node) -> CodeGrid:
         scale, zero_point = (read_tensor(self._module, str(one.target)) for one in node.args[1:3])  # type: ignore[union-attr]
@@ -281,15 +305,6 @@ class _Lowering:
         return tuple(
             read_tensor(self._module, str(one.target)).detach().cpu() for one in node.args if isinstance(one, fx.Node)
         )
-
-
-def _table_of(
-    source: CodeGrid, grid: CodeGrid, function: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
-) -> npt.NDArray[Any]:
-    """Codes of a function's values at all codes that the input's type has; those off its grid are of its ends."""
-    ends = np.iinfo(source.dtype)
-    codes = np.clip(np.arange(ends.min, ends.max + 1), source.lowest, source.highest)
-    return grid.codes(np.ascontiguousarray(function(source.values(codes))))
 
 
 _SINGLE_VALUES: Final = frozenset({"activation", "elementwise", "add", "sub", "mul", "div"})

@@ -1,7 +1,7 @@
 """Operations of integer programs: codes in, codes out, each with all it needs to run.
 
-Factors follow the arithmetic of onnxruntime's integer kernels: a float32 product, rounded half to even
-(`detent.kernels.requantize`, rule `"float"`).
+How exact sums become codes is a rule of the runtime (`detent.kernels.requantize`), which each operation holds. With
+`"float"` it is the arithmetic of onnxruntime's integer kernels, otherwise that of TensorFlow Lite's.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from detent.integer import fixed_point
 from detent.kernels.integer_products import integer_conv, integer_linear
 from detent.kernels.integer_sum import integer_sum
 from detent.kernels.quantize import quantize
-from detent.kernels.requantize import Requantization, requantize
+from detent.kernels.requantize import Requantization, Rule, requantize
 
 __all__ = [
     "Average",
@@ -69,11 +70,26 @@ class CodeGrid:
         dense = np.ascontiguousarray(values, np.float32)
         return quantize(dense, scale, zero, self.lowest, self.highest, dtype=self.dtype.name)
 
+    def centred(self, codes: Codes) -> npt.NDArray[np.int64]:
+        """Codes less the zero point."""
+        return codes.astype(np.int64) - self.zero_point
+
     def values(self, codes: Codes) -> npt.NDArray[np.float32]:
         """Values of codes, float32."""
         found: npt.NDArray[np.float32] = (codes.astype(np.int32) - np.int32(self.zero_point)).astype(np.float32)
         found *= np.float32(self.scale)
         return found
+
+    def clipped(self, numbers: npt.NDArray[Any]) -> Codes:
+        """Codes of whole numbers of steps."""
+        ends = self.lowest - self.zero_point, self.highest - self.zero_point
+        found: Codes = (np.clip(numbers, *ends) + self.zero_point).astype(self.dtype)
+        return found
+
+    def is_within(self, other: CodeGrid) -> bool:
+        """Whether codes are codes of the other grid as they are."""
+        alike = (self.scale, self.zero_point, self.dtype) == (other.scale, other.zero_point, other.dtype)
+        return alike and other.lowest <= self.lowest and self.highest <= other.highest
 
     def clamped(self, lower: float, upper: float) -> CodeGrid:
         """The same with the codes of values in `lower..upper` only."""
@@ -81,11 +97,11 @@ class CodeGrid:
         low, high = (int(code) for code in self.codes(limits))
         return CodeGrid(scale=self.scale, zero_point=self.zero_point, lowest=low, highest=high)
 
-    def requantization(self, factors: npt.NDArray[np.float32]) -> Requantization:
-        """What accumulators become with float32 factors `[1]` or `[channels]`."""
+    def requantization(self, rule: Rule, factors: npt.NDArray[np.float64]) -> Requantization:
+        """What accumulators become with factors `[1]` or `[channels]`."""
         return Requantization.of(
-            "float",
-            factors.astype(np.float64),
+            rule,
+            factors,
             zero_point=self.zero_point,
             lowest=self.lowest,
             highest=self.highest,
@@ -111,14 +127,24 @@ class Operation:
         """Codes; and the least and the greatest accumulator where there are some."""
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
 class QuantizeInput(Operation):
-    """Values of an input of the network, float32, to codes."""
+    """Values of an input of the network, float32, to codes.
+
+    Args:
+        ties_away: rounded half away from zero, else half to even.
+    """
+
+    ties_away: bool = False
 
     def run(self, *inputs: Codes) -> tuple[Codes, Extremes | None]:
         """As `Operation`."""
         if inputs[0].dtype != np.float32:
             raise ValueError(f"{self.inputs[0]} must have dtype float32, got {inputs[0].dtype}")
-        return self.grid.codes(inputs[0]), None
+        if not self.ties_away:
+            return self.grid.codes(inputs[0]), None
+        steps = (inputs[0] / np.float32(self.grid.scale)).astype(np.float64)
+        return self.grid.clipped(np.trunc(steps + np.copysign(0.5, steps))), None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -127,8 +153,11 @@ class Convolution(Operation):
 
     Args:
         kernel: int16 codes without zero points, `[outputs, inputs of a group, height, width]`.
+        scales: float32, of the kernel, `[1]` or `[outputs]`.
+        bits: of the kernel's codes.
         bias: int64 `[outputs]`.
-        factors: float32, (input step) x (kernel step) / (output step), `[1]` or `[outputs]`.
+        factors: float64, (input step) x (kernel step) / (output step), `[1]` or `[outputs]`.
+        rule: by which accumulators become codes.
         source: grid of the input.
         stride: of rows and columns.
         before: padded rows above and columns on the left.
@@ -139,8 +168,11 @@ class Convolution(Operation):
     """
 
     kernel: npt.NDArray[np.int16]
+    scales: npt.NDArray[np.float32]
+    bits: int
     bias: npt.NDArray[np.int64]
-    factors: npt.NDArray[np.float32]
+    factors: npt.NDArray[np.float64]
+    rule: Rule
     source: CodeGrid
     stride: tuple[int, int]
     before: tuple[int, int]
@@ -155,7 +187,7 @@ class Convolution(Operation):
         found, extremes = integer_conv(
             x[:, :, None, :] if self.single else x,
             self.kernel,
-            self.grid.requantization(self.factors),
+            self.grid.requantization(self.rule, self.factors),
             self.grid.dtype,
             zero_point=self.source.zero_point,
             bias=self.bias,
@@ -174,20 +206,26 @@ class LinearLayer(Operation):
 
     Args:
         kernel: int16 codes without zero points, `[outputs, inputs]`.
+        scales: float32, of the kernel, `[1]` or `[outputs]`.
+        bits: of the kernel's codes.
         bias: int64 `[outputs]`.
-        factors: float32, `[1]` or `[outputs]`.
+        factors: float64, `[1]` or `[outputs]`.
+        rule: by which accumulators become codes.
         source: grid of the input.
     """
 
     kernel: npt.NDArray[np.int16]
+    scales: npt.NDArray[np.float32]
+    bits: int
     bias: npt.NDArray[np.int64]
-    factors: npt.NDArray[np.float32]
+    factors: npt.NDArray[np.float64]
+    rule: Rule
     source: CodeGrid
 
     def run(self, *inputs: Codes) -> tuple[Codes, Extremes | None]:
         """As `Operation`."""
         x = np.ascontiguousarray(inputs[0])
-        how = self.grid.requantization(self.factors)
+        how = self.grid.requantization(self.rule, self.factors)
         rows = x.reshape(-1, x.shape[-1])
         found, extremes = integer_linear(
             rows, self.kernel, how, self.grid.dtype, zero_point=self.source.zero_point, bias=self.bias
@@ -206,16 +244,23 @@ class Sum(Operation):
         sources: grids of the inputs.
         negative: the second one is subtracted.
         fused: by the kernel; not behind padding, slices and the like, and not for differences.
+        fixed_point: computed with whole numbers instead, as TensorFlow Lite does.
     """
 
     sources: tuple[CodeGrid, CodeGrid]
     negative: bool = False
     fused: bool = True
+    fixed_point: bool = False
 
     def run(self, *inputs: Codes) -> tuple[Codes, Extremes | None]:
         """As `Operation`."""
         (a, b), (first, second), grid = inputs, self.sources, self.grid
         zero = np.float32(grid.zero_point)
+        if self.fixed_point:
+            left, right = first.centred(a), second.centred(b)
+            scales = (first.scale, second.scale, grid.scale)
+            bits = 8 * grid.dtype.itemsize
+            return grid.clipped(fixed_point.total(left, -right if self.negative else right, scales, bits)), None
         if not self.fused or self.negative:
             values = first.values(a)
             return grid.codes(values - second.values(b) if self.negative else values + second.values(b)), None
@@ -232,20 +277,20 @@ class Product(Operation):
 
     Args:
         sources: grids of the inputs.
+        fixed_point: with a whole number as factor, as TensorFlow Lite has it; else a float32 one.
     """
 
     sources: tuple[CodeGrid, ...]
+    fixed_point: bool = False
 
     def run(self, *inputs: Codes) -> tuple[Codes, Extremes | None]:
         """As `Operation`."""
-        a, b = (codes.astype(np.int64) - source.zero_point for codes, source in zip(inputs, self.sources, strict=True))
+        a, b = (source.centred(codes) for codes, source in zip(inputs, self.sources, strict=True))
+        if self.fixed_point:
+            scales = (self.sources[0].scale, self.sources[1].scale, self.grid.scale)
+            return self.grid.clipped(fixed_point.product(a, b, scales)), None
         scale = np.float32(self.sources[0].scale) * np.float32(self.sources[1].scale) / np.float32(self.grid.scale)
-        return _rounded((a * b).astype(np.float32) * scale, self.grid), None
-
-
-def _rounded(values: npt.NDArray[np.float32], grid: CodeGrid) -> Codes:
-    codes = np.clip(np.rint(values), grid.lowest - grid.zero_point, grid.highest - grid.zero_point) + grid.zero_point
-    return codes.astype(grid.dtype)
+        return self.grid.clipped(np.rint((a * b).astype(np.float32) * scale)), None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,6 +348,7 @@ class Average(Operation):
         axes: that are averaged over, without a window.
         keep: whether these axes stay, with one entry.
         counts: int64, entries averaged for each position of the window, shaped to broadcast; or how many there are.
+        fixed_point: with whole numbers, as TensorFlow Lite's `AVERAGE_POOL_2D` and `MEAN`; else in float32.
     """
 
     source: CodeGrid
@@ -310,20 +356,32 @@ class Average(Operation):
     axes: tuple[int, ...] = ()
     keep: bool = False
     counts: npt.NDArray[np.int64]
+    fixed_point: bool = False
 
     def run(self, *inputs: Codes) -> tuple[Codes, Extremes | None]:
         """As `Operation`."""
-        centred = inputs[0].astype(np.int64) - self.source.zero_point
+        centred = self.source.centred(inputs[0])
         if self.window is None:
             sums = centred.sum(axis=self.axes, keepdims=self.keep)
         else:
             sums = self.window.of(centred, 0).sum(axis=tuple(range(-len(self.window.size), 0)))
+        if self.fixed_point:
+            return self._whole(sums)
         extremes = (int(sums.min()), int(sums.max())) if sums.size else (0, 0)
         factors = np.float32(self.source.scale) / (np.float32(self.grid.scale) * self.counts.astype(np.float32))
         if factors.size > 1:
-            return _rounded(sums.astype(np.float32) * factors, self.grid), extremes
-        how = self.grid.requantization(factors.reshape(1))
+            return self.grid.clipped(np.rint(sums.astype(np.float32) * factors)), extremes
+        how = self.grid.requantization("float", factors.reshape(1).astype(np.float64))
         return requantize(np.ascontiguousarray(sums), how, self.grid.dtype), extremes
+
+    def _whole(self, sums: npt.NDArray[np.int64]) -> tuple[Codes, Extremes]:
+        zero, counts = self.source.zero_point, self.counts
+        extremes = (int(sums.min()), int(sums.max())) if sums.size else (0, 0)
+        if self.window is None:
+            means = fixed_point.mean(sums, int(counts), (self.source.scale, self.grid.scale))
+            return self.grid.clipped(means), extremes
+        # On one grid: the mean of codes, zero points included.
+        return self.grid.clipped(fixed_point.average_of_codes(sums + zero * counts, counts) - zero), extremes
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -332,9 +390,13 @@ class Table(Operation):
 
     Args:
         table: codes, from the lowest code of the input's type on.
+        function: name of the operator.
+        slope: of values below zero, where the function has one.
     """
 
     table: Codes
+    function: str
+    slope: float = 0.0
 
     def run(self, *inputs: Codes) -> tuple[Codes, Extremes | None]:
         """As `Operation`."""

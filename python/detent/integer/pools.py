@@ -13,6 +13,7 @@ from torch import fx
 from detent.errors import UnsupportedOpError
 from detent.graph.roles import argument, argument_names, first_argument, op_name
 from detent.integer import moves
+from detent.integer.arithmetic import Arithmetic
 from detent.integer.operations import Average, CodeGrid, MaximumPool, Window
 
 __all__ = ["average", "maximum", "mean"]
@@ -27,12 +28,20 @@ def maximum(node: fx.Node, **ends: Any) -> MaximumPool:
     return MaximumPool(window=_window(node, inner[-axes:], moves.sample_shape(node)[-axes:]), **ends)
 
 
-def average(node: fx.Node, source: CodeGrid, stored: Stored, ends: dict[str, Any]) -> Average:
+def average(node: fx.Node, source: CodeGrid, stored: Stored, arithmetic: Arithmetic, ends: dict[str, Any]) -> Average:
     """An average pool with a sliding window, or an adaptive one whose windows are all alike.
 
     Raises:
-        UnsupportedOpError: windows of an adaptive pool differ.
+        UnsupportedOpError: windows of an adaptive pool differ; or the runtime averages codes, and the result is on
+            another grid than they are.
     """
+    whole = arithmetic.fixed_point
+    if whole and (source.scale, source.zero_point) != (ends["grid"].scale, ends["grid"].zero_point):
+        raise UnsupportedOpError(
+            "this runtime's average pools keep the grid of their input",
+            remedy="quantize for target 'tflite', whose rules say so; or take a mean",
+        )
+    ends = {"source": source, "fixed_point": whole, **ends}
     inner, outer = (moves.sample_shape(one) for one in (first_argument(node), node))
     name = op_name(node)
     axes = int(name[name.index("avg_pool") + len("avg_pool")])
@@ -40,18 +49,18 @@ def average(node: fx.Node, source: CodeGrid, stored: Stored, ends: dict[str, Any
     if "adaptive" in name:
         if any(size % count for size, count in zip(inner, outer, strict=True)):
             raise UnsupportedOpError("an adaptive pool whose windows differ has no integer form")
-        if set(outer) == {1}:
+        if set(outer) == {1} and not whole:
             count = np.array(int(np.prod(inner)), np.int64)
-            return Average(source=source, axes=tuple(range(-axes, 0)), keep=True, counts=count, **ends)
+            return Average(axes=tuple(range(-axes, 0)), keep=True, counts=count, **ends)
         steps = tuple(size // count for size, count in zip(inner, outer, strict=True))
         none = (0,) * axes
         window = Window(size=steps, stride=steps, before=none, after=none, dilation=(1,) * axes)
-        return Average(source=source, window=window, counts=np.array(int(np.prod(steps)), np.int64), **ends)
+        return Average(window=window, counts=np.array(int(np.prod(steps)), np.int64), **ends)
     window = _window(node, inner, outer)
-    return Average(source=source, window=window, counts=_counts(node, window, inner), **ends)
+    return Average(window=window, counts=_counts(node, window, inner), **ends)
 
 
-def mean(node: fx.Node, source: CodeGrid, stored: Stored, ends: dict[str, Any]) -> Average:
+def mean(node: fx.Node, source: CodeGrid, stored: Stored, arithmetic: Arithmetic, ends: dict[str, Any]) -> Average:
     """A mean over axes of single samples.
 
     Raises:
@@ -63,7 +72,8 @@ def mean(node: fx.Node, source: CodeGrid, stored: Stored, ends: dict[str, Any]) 
     if not axes or 0 in axes:
         raise UnsupportedOpError("a mean over samples has no integer form")
     count = np.array(int(np.prod([inner[axis - 1] for axis in axes])), np.int64)
-    return Average(source=source, axes=axes, keep=bool(argument(node, "keepdim")), counts=count, **ends)
+    ends = {"source": source, "fixed_point": arithmetic.fixed_point, **ends}
+    return Average(axes=axes, keep=bool(argument(node, "keepdim")), counts=count, **ends)
 
 
 def _window(node: fx.Node, inner: tuple[int, ...], outer: tuple[int, ...]) -> Window:

@@ -24,7 +24,7 @@ __all__ = ["IntegerProgram", "IntegerRun"]
 Codes = npt.NDArray[Any]
 _NARROW: Final = 2**31 - 1
 _KIND: Final = "detent.program"
-_VERSION: Final = 1
+_VERSION: Final = 2
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,12 +51,14 @@ class IntegerProgram:
         inputs: names of the inputs, float32 values `[samples, ...]`.
         outputs: names of the tensors that hold the outputs' codes.
         output_names: names of the outputs.
+        runtime: whose arithmetic this is, of `detent.integer.RUNTIMES`.
     """
 
     operations: tuple[Operation, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     output_names: tuple[str, ...]
+    runtime: str
 
     def __post_init__(self) -> None:
         for layer, worst in self._bounds():
@@ -125,7 +127,8 @@ class IntegerProgram:
         """
         entries, arrays = described(self.operations)
         ends = {name: list(getattr(self, name)) for name in ("inputs", "outputs", "output_names")}
-        write_atomically(Path(path), tensor_file(_KIND, _VERSION, {**ends, "operations": entries}, arrays))
+        meta = {**ends, "runtime": self.runtime, "operations": entries}
+        write_atomically(Path(path), tensor_file(_KIND, _VERSION, meta, arrays))
 
     @classmethod
     def load(cls, path: str | Path) -> IntegerProgram:
@@ -136,7 +139,7 @@ class IntegerProgram:
         """
         meta, arrays = read_tensor_file(Path(path), _KIND, _VERSION, "lower the quantized model again")
         ends = {name: tuple(meta[name]) for name in ("inputs", "outputs", "output_names")}
-        return cls(operations=restored(meta["operations"], arrays), **ends)
+        return cls(operations=restored(meta["operations"], arrays), runtime=meta["runtime"], **ends)
 
     def summary(self, console: Console | None = None) -> None:
         """Print a table of all operations: codes they give, bytes they keep, bits their accumulators need at most."""

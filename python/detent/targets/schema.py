@@ -305,6 +305,7 @@ class Target(FrozenModel):
         quantize_model_outputs: model outputs are quantized even if nothing reads them.
         input_dtype: element type of inputs in exported files, unless another is asked for.
         output_dtype: likewise of outputs.
+        runtime: whose arithmetic its integer programs have; `detent.lower` has the names.
         channel_multiples: code width to the number that channel counts are padded to in memory (SIMD width).
     """
 
@@ -320,6 +321,7 @@ class Target(FrozenModel):
     quantize_model_outputs: bool = True
     input_dtype: IoType = "float32"
     output_dtype: IoType = "float32"
+    runtime: str = "onnxruntime"
     channel_multiples: dict[int, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
 
     @field_validator("ops")

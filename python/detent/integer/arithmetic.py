@@ -1,0 +1,80 @@
+"""How runtimes get from exact sums to codes: the rules an integer program is made with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from detent._registry import Registry
+from detent.kernels.requantize import Rule
+
+__all__ = ["RUNTIMES", "Arithmetic", "Functions"]
+
+Functions = Literal["exact", "fixed_point"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arithmetic:
+    """The arithmetic of a runtime.
+
+    Args:
+        convolution: rule of convolutions.
+        linear: rule of linear layers.
+        wide_linear: rule of linear layers with 16-bit activations.
+        fixed_point: sums, products and means multiply with whole numbers, by the rule `"double_rounding"`; else in
+            float32.
+        functions: sigmoid, tanh and the like are rounded from exact values, or computed with whole numbers.
+        ties_away: values of inputs are rounded half away from zero, else half to even.
+    """
+
+    convolution: Rule = "float"
+    linear: Rule = "float"
+    wide_linear: Rule = "float"
+    fixed_point: bool = False
+    functions: Functions = "exact"
+    ties_away: bool = False
+
+    def of_layer(self, kind: str, bits: int) -> Rule:
+        """The rule of a layer, a `"convolution"` or `"linear"`, that reads codes of so many bits."""
+        if bits > 8 and self.fixed_point:
+            return self.wide_linear if kind == "linear" else "int16x8"
+        return self.linear if kind == "linear" else self.convolution
+
+
+RUNTIMES: Final[Registry[Arithmetic]] = Registry("runtime")
+"""By name; targets name theirs."""
+
+RUNTIMES.add("onnxruntime", Arithmetic())
+RUNTIMES.add(
+    "tflite_micro",
+    Arithmetic(
+        convolution="double_rounding",
+        linear="double_rounding",
+        wide_linear="int16x8",
+        fixed_point=True,
+        functions="fixed_point",
+        ties_away=True,
+    ),
+)
+RUNTIMES.add(
+    "litert_reference",
+    Arithmetic(
+        convolution="double_rounding",
+        linear="single_rounding",
+        wide_linear="single_rounding",
+        fixed_point=True,
+        functions="fixed_point",
+        ties_away=True,
+    ),
+)
+RUNTIMES.add(
+    "litert",
+    Arithmetic(
+        convolution="ruy",
+        linear="ruy",
+        wide_linear="single_rounding",
+        fixed_point=True,
+        functions="exact",
+        ties_away=True,
+    ),
+)

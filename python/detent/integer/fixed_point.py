@@ -1,0 +1,86 @@
+"""Sums, products and means of codes as TensorFlow Lite's kernels compute them: with whole numbers.
+
+Each product with a real factor is gemmlowp's: a doubled high product, then a shift, both rounded
+(`detent.kernels.requantize`, rule `"double_rounding"`). Factors are float64 quotients of float32 scales, as the kernels
+prepare them. Source: TensorFlow Lite, `kernels/internal/reference/add.h`, `mul.h` and `reduce.h`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from detent.kernels.requantize import Requantization, fixed_point, requantize
+
+__all__ = ["average_of_codes", "mean", "product", "single", "total"]
+
+Codes = npt.NDArray[Any]
+Integers = npt.NDArray[np.int64]
+_WHOLE: Final[dict[str, Any]] = {"zero_point": 0, "lowest": -(2**31), "highest": 2**31 - 1}
+
+
+def single(scale: float) -> float:
+    """A float32 number as a float64 one."""
+    return float(np.float32(scale))
+
+
+def _multiplied(acc: npt.NDArray[np.int32], factor: float) -> npt.NDArray[np.int32]:
+    """Products with a factor, rounded, 32 bits."""
+    how = Requantization.of("double_rounding", np.array([factor]), **_WHOLE)
+    found: npt.NDArray[np.int32] = requantize(np.ascontiguousarray(acc), how, np.int32)
+    return found
+
+
+def total(a: Integers, b: Integers, scales: tuple[float, float, float], bits: int) -> Integers:
+    """Sums without the zero point.
+
+    Args:
+        a: codes without their zero point.
+        b: likewise, of a shape to broadcast.
+        scales: of `a`, of `b` and of the result.
+        bits: of the codes, 8 or 16, which leave room for 20 or 15 bits of fraction.
+    """
+    fraction = 20 if bits == 8 else 15
+    first, second, result = (single(scale) for scale in scales)
+    whole = 2 * max(first, second)
+    parts = (
+        _multiplied((codes << fraction).astype(np.int32), scale / whole) for codes, scale in ((a, first), (b, second))
+    )
+    left, right = np.broadcast_arrays(*parts)
+    return _multiplied(left + right, whole / ((1 << fraction) * result)).astype(np.int64)
+
+
+def product(a: Integers, b: Integers, scales: tuple[float, float, float]) -> Integers:
+    """Products without the zero point; arguments as `total` has them."""
+    first, second, result = (single(scale) for scale in scales)
+    return _multiplied((a * b).astype(np.int32), first * second / result).astype(np.int64)
+
+
+def mean(sums: Integers, count: int, scales: tuple[float, float]) -> Integers:
+    """Means without the zero point: the count divides the multiplier, with as many bits more as it has room for.
+
+    Args:
+        sums: of codes without their zero point.
+        count: how many each sum has.
+        scales: of the codes and of the result.
+    """
+    source, result = (single(scale) for scale in scales)
+    multipliers, shifts = fixed_point(np.array([source / result]))
+    multiplier, shift = int(multipliers[0]), int(shifts[0])
+    room = min(count.bit_length() - 1, 32, 31 + shift)
+    how = Requantization(
+        rule="double_rounding",
+        multiplier=np.array([(multiplier << room) // count], np.int32),
+        shift=np.array([shift - room], np.int32),
+        **_WHOLE,
+    )
+    found: Integers = requantize(np.ascontiguousarray(sums.astype(np.int32)), how, np.int32).astype(np.int64)
+    return found
+
+
+def average_of_codes(sums: Integers, counts: Integers) -> Integers:
+    """Whole quotients of sums of codes, zero points included, half away from zero."""
+    rounded: Integers = np.sign(sums) * ((np.abs(sums) + counts // 2) // counts)
+    return rounded
