@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from detent.errors import UnsupportedOpError
 from detent.exporters.tflite_file import code_tensor
 from detent.exporters.tflite_layout import NEW, Layout, positions, stored_shape
 from detent.integer.operations import Move
@@ -56,7 +57,11 @@ def relay(tensor: Translation, name: str, source: tuple[int, Layout], end: tuple
 
 
 def add_move(tensor: Translation, operation: Move) -> None:
-    """The operators of a move."""
+    """The operators of a move.
+
+    Raises:
+        UnsupportedOpError: no operator moves values of 16 bits so.
+    """
     (name,) = operation.inputs
     number = tensor.numbers[name]
     shape = tensor.file.tensors[number].shape
@@ -181,6 +186,11 @@ def _gather(tensor: Translation, operation: Move, places: Places) -> None:
     """Single codes by their places in the flattened sample, with a zero behind them where some are zero."""
     (name,) = operation.inputs
     number, grid, output = tensor.numbers[name], operation.grid, operation.output
+    if grid.dtype.itemsize > 1:
+        raise UnsupportedOpError(
+            "this move has no operator but GATHER, which takes no 16-bit codes on microcontrollers",
+            remedy="use 8-bit activations here",
+        )
     samples, count = tensor.file.tensors[number].shape[0], int(np.prod(tensor.shapes[name][1:]))
     flat = tensor.file.add(code_tensor(f"{output}/flat", grid, (samples, count)))
     _reshaped(tensor, output, number, flat)

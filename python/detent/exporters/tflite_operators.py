@@ -106,10 +106,8 @@ def activation_of(grid: CodeGrid) -> int:
     Raises:
         UnsupportedOpError: there is none.
     """
-    ends = np.iinfo(grid.dtype)
-    whole = CodeGrid(scale=grid.scale, zero_point=grid.zero_point, lowest=int(ends.min), highest=int(ends.max))
     for name, limits in _LIMITS.items():
-        clamped = whole.clamped(*limits)
+        clamped = grid.whole.clamped(*limits)
         if (clamped.lowest, clamped.highest) == (grid.lowest, grid.highest):
             return _ACTIVATIONS[name]
     raise UnsupportedOpError(

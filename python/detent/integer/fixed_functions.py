@@ -20,7 +20,7 @@ from detent.kernels.requantize import Requantization, fixed_point, requantize
 __all__ = ["FIXED_FUNCTIONS", "SIGMOID_GRID", "requantized"]
 
 Integers = npt.NDArray[np.int64]
-SIGMOID_GRID: Final = CodeGrid(scale=1 / 256, zero_point=-128, lowest=-128, highest=127)
+SIGMOID_GRID: Final = CodeGrid.of(1 / 256, -128, -128, 127)
 """Of every sigmoid of 8-bit codes."""
 
 _TOP: Final = 2**31 - 1
@@ -55,7 +55,8 @@ def _shifted_right(x: Integers, count: int) -> Integers:
 
 
 def _shifted_left(x: Integers, count: int) -> Integers:
-    return np.clip(x << count, -_TOP - 1, _TOP)
+    found: Integers = np.clip(x << count, -_TOP - 1, _TOP)
+    return found
 
 
 def _exp_within_a_quarter(a: Integers) -> Integers:

@@ -292,7 +292,7 @@ class _Lowering:
                 remedy="plan with activation_per_channel=False",
             )
         lowest, highest = (int(argument(node, name)) for name in ("qmin", "qmax"))
-        return CodeGrid(scale=float(scale), zero_point=int(zero_point), lowest=lowest, highest=highest)
+        return CodeGrid.of(float(scale), int(zero_point), lowest, highest)
 
     def _is_stored(self, node: fx.Node) -> bool:
         targets = (torch.ops.detent.dequantize.default, torch.ops.detent.lut_dequantize.default)

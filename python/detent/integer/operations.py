@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -51,18 +51,32 @@ class CodeGrid:
         zero_point: code of zero.
         lowest: code.
         highest: code.
+        storage: type that holds the codes: uint8, int8, uint16 or int16.
     """
 
     scale: float
     zero_point: int
     lowest: int
     highest: int
+    storage: str
+
+    @classmethod
+    def of(cls, scale: float, zero_point: int, lowest: int, highest: int) -> CodeGrid:
+        """A grid whose codes are held by the narrowest type that has them."""
+        names = ("uint8", "uint16") if lowest >= 0 else ("int8", "int16")
+        storage = next(name for name in names if highest <= _LARGEST[name])
+        return cls(scale=scale, zero_point=zero_point, lowest=lowest, highest=highest, storage=storage)
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The narrowest of uint8, int8, uint16 and int16 that holds the codes."""
-        names = ("uint8", "uint16") if self.lowest >= 0 else ("int8", "int16")
-        return np.dtype(next(name for name in names if self.highest <= _LARGEST[name]))
+        """Type of the codes."""
+        return np.dtype(self.storage)
+
+    @property
+    def whole(self) -> CodeGrid:
+        """The same with all codes that the type has."""
+        ends = np.iinfo(self.dtype)
+        return replace(self, lowest=int(ends.min), highest=int(ends.max))
 
     def codes(self, values: npt.NDArray[np.float32]) -> Codes:
         """Codes of values, rounded half to even."""
@@ -95,7 +109,7 @@ class CodeGrid:
         """The same with the codes of values in `lower..upper` only."""
         limits = np.array([lower, upper], np.float32)
         low, high = (int(code) for code in self.codes(limits))
-        return CodeGrid(scale=self.scale, zero_point=self.zero_point, lowest=low, highest=high)
+        return replace(self, lowest=low, highest=high)
 
     def requantization(self, rule: Rule, factors: npt.NDArray[np.float64]) -> Requantization:
         """What accumulators become with factors `[1]` or `[channels]`."""
