@@ -9,6 +9,7 @@ from detent.exporters.onnx_values import ValueAgreement, verify_onnx_values
 from detent.exporters.onnx_verify import OnnxAgreement, verify_onnx
 from detent.exporters.report import ExportReport
 from detent.exporters.subject import ExportableModel
+from detent.exporters.verification import TensorAgreement, Verification, verify
 
 __all__ = [
     "FORMATS",
@@ -17,10 +18,13 @@ __all__ = [
     "ExportableModel",
     "Format",
     "OnnxAgreement",
+    "TensorAgreement",
     "ValueAgreement",
+    "Verification",
     "check_io_type",
     "export",
     "export_onnx",
+    "verify",
     "verify_onnx",
     "verify_onnx_values",
 ]

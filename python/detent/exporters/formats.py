@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from detent._registry import Registry, unknown_name
 from detent.errors import ConfigError
+from detent.exporters.c_header import export_c_header
 from detent.exporters.onnx_qdq import export_onnx
 from detent.exporters.report import ExportReport
 from detent.exporters.subject import ExportableModel
@@ -43,6 +44,8 @@ FORMATS.add("onnx", Format(title="ONNX with QuantizeLinear and DequantizeLinear"
 SUFFIXES.add(".onnx", "onnx")
 FORMATS.add("tflite", Format(title="TensorFlow Lite", write=export_tflite, operators=TFLITE_OPERATORS))
 SUFFIXES.add(".tflite", "tflite")
+FORMATS.add("c", Format(title="C header with TensorFlow Lite", write=export_c_header, operators=TFLITE_OPERATORS))
+SUFFIXES.add(".h", "c")
 
 
 def export(qmodel: ExportableModel, path: str | Path, *, format: str | None = None, **options: Any) -> ExportReport:

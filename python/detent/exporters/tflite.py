@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,9 +23,10 @@ from detent.exporters.subject import ExportableModel
 from detent.exporters.tflite_file import Tensor, require_flatbuffers
 from detent.exporters.tflite_layout import choose_layouts, stored_shape
 from detent.exporters.tflite_operators import Translation
+from detent.exporters.tflite_parameters import Value, check_parameters, to_dictionary, to_json
 from detent.integer import IntegerProgram, QuantizeInput, lower
 
-__all__ = ["TFLITE_OPERATORS", "export_tflite"]
+__all__ = ["TFLITE_OPERATORS", "TfliteContent", "export_tflite", "tflite_content"]
 
 TFLITE_OPERATORS: Final = frozenset(
     {
@@ -59,38 +61,73 @@ def export_tflite(
             the target's.
         outputs: element type of the outputs, likewise.
         parameters: what an application wants to find in the file: names to numbers, texts or lists of these. They lie
-            in the metadata `detent.parameters` as JSON, beside `detent.io` and `detent.preprocessing`.
+            in the metadata `detent.parameters` as JSON, beside `detent.io` and `detent.preprocessing`, and in
+            `SL_PARAMSv1` as MLTK's runtime reads them.
 
     Raises:
-        ConfigError: an unknown element type or name, or parameters that JSON does not hold.
+        ConfigError: an unknown element type or name, or parameters of another kind.
         UnsupportedOpError: an operator or a grid has no form in the file; the error names the layer.
         ExportError: the package of the `tflite` extra is missing, or the file cannot be written.
     """
     path = Path(path)
-    require_flatbuffers()
     require_writable(path)
+    file = tflite_content(qmodel, batch=batch, runtime=runtime, inputs=inputs, outputs=outputs, parameters=parameters)
+    write_file(path, file.content)
+    return ExportReport(
+        path=path, format="tflite", bytes=len(file.content), operators=file.operators, rounding=file.runtime
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TfliteContent:
+    """A finished file that is not written yet.
+
+    Args:
+        content: its bytes.
+        ends: `"inputs"` and `"outputs"`: name to element type, shape, scale and zero point.
+        parameters: of the application.
+        operators: how many of each.
+        runtime: whose arithmetic the program has that it was made from.
+    """
+
+    content: bytes
+    ends: Mapping[str, Any]
+    parameters: Mapping[str, Value]
+    operators: Mapping[str, int]
+    runtime: str
+
+
+def tflite_content(
+    qmodel: ExportableModel,
+    *,
+    batch: int,
+    runtime: str | None,
+    inputs: IoChoice,
+    outputs: IoChoice,
+    parameters: Mapping[str, Any] | None,
+) -> TfliteContent:
+    """The bytes of a TensorFlow Lite file; arguments and errors as `export_tflite` has them."""
+    require_flatbuffers()
     if batch < 1:
         raise ConfigError(f"`batch` must be 1 or more, got {batch}")
+    given = check_parameters(parameters or {})
     program = lower(qmodel, runtime=runtime)
-    extra = {} if parameters is None else {"detent.parameters": _json(parameters, "`parameters`")}
     shapes = _shapes(program, qmodel, batch)
-    layouts = choose_layouts(program.operations, shapes)
-    translation = Translation(shapes, layouts)
+    translation = Translation(shapes, choose_layouts(program.operations, shapes))
     ends = _Ends(translation, program)
     ends.add_inputs(resolve_io_types(inputs, program.inputs, qmodel.input_dtype, "input"))
     for operation in program.operations:
         if not isinstance(operation, QuantizeInput):
             translation.add(operation)
     ends.add_outputs(resolve_io_types(outputs, program.output_names, qmodel.output_dtype, "output"))
-    translation.file.metadata = {**_metadata(qmodel, ends.described), **extra}
-    content = translation.file.to_bytes(f"detent {_core.version}")
-    write_file(path, content)
-    return ExportReport(
-        path=path,
-        format="tflite",
-        bytes=len(content),
-        operators=Counter(operator.name for operator in translation.file.operators),
-        rounding=program.runtime,
+    file = translation.file
+    file.metadata = _metadata(qmodel, ends.described, given)
+    return TfliteContent(
+        content=file.to_bytes(f"detent {_core.version}"),
+        ends=ends.described,
+        parameters=given,
+        operators=Counter(operator.name for operator in file.operators),
+        runtime=program.runtime,
     )
 
 
@@ -186,16 +223,15 @@ class _Ends:
         self.described[side][name] = entry
 
 
-def _metadata(qmodel: ExportableModel, ends: Mapping[str, Any]) -> dict[str, bytes]:
-    found = {"detent.io": _json(ends, "inputs and outputs")}
+def _metadata(qmodel: ExportableModel, ends: Mapping[str, Any], parameters: Mapping[str, Value]) -> dict[str, bytes]:
+    found = {"detent.io": _json(ends)}
     if qmodel.preprocessing:
-        records = {name: record.to_dict() for name, record in qmodel.preprocessing.items()}
-        found["detent.preprocessing"] = _json(records, "preprocessing")
+        found["detent.preprocessing"] = _json({name: one.to_dict() for name, one in qmodel.preprocessing.items()})
+    if parameters:
+        found["detent.parameters"] = to_json(parameters)
+        found["SL_PARAMSv1"] = to_dictionary(parameters)
     return found
 
 
-def _json(data: Mapping[str, Any], what: str) -> bytes:
-    try:
-        return json.dumps(data, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{what} do not fit JSON: {error}") from None
+def _json(data: Mapping[str, Any]) -> bytes:
+    return json.dumps(data, separators=(",", ":"), ensure_ascii=False).encode()

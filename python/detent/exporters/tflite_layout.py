@@ -8,7 +8,7 @@ transposition is left between layers.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,17 @@ from detent.integer.operations import (
     Table,
 )
 
-__all__ = ["NEW", "Layout", "channels_last", "choose_layouts", "plain", "positions", "stored_shape"]
+__all__ = [
+    "NEW",
+    "Layout",
+    "channels_last",
+    "choose_layouts",
+    "from_stored",
+    "plain",
+    "positions",
+    "stored_shape",
+    "to_stored",
+]
 
 Layout = tuple[int, ...]
 NEW: Final = -1
@@ -53,6 +63,19 @@ def positions(shape: tuple[int, ...], layout: Layout) -> npt.NDArray[np.int64]:
     order = [axis for axis in layout if axis != NEW]
     numbers: npt.NDArray[np.int64] = np.arange(int(np.prod(shape))).reshape(shape).transpose(order)
     return numbers.reshape(stored_shape(shape, layout))
+
+
+def to_stored(values: npt.NDArray[Any], layout: Layout) -> npt.NDArray[Any]:
+    """A tensor of the network as it is stored."""
+    order = [axis for axis in layout if axis != NEW]
+    return np.ascontiguousarray(values.transpose(order).reshape(stored_shape(values.shape, layout)))
+
+
+def from_stored(values: npt.NDArray[Any], layout: Layout, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """A stored tensor as the network has it."""
+    order = [axis for axis in layout if axis != NEW]
+    bare = values.reshape([shape[axis] for axis in order])
+    return np.ascontiguousarray(bare.transpose([order.index(axis) for axis in range(len(order))]))
 
 
 def choose_layouts(operations: tuple[Operation, ...], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Layout]:
