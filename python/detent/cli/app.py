@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from detent.cli import demo, info, inspect, quantize, targets
+from detent.cli import demo, info, inspect, quantize, targets, verify
 from detent.errors import DetentError
 
 __all__ = ["EXIT_ERROR", "EXIT_INTERRUPTED", "app"]
@@ -80,5 +80,6 @@ def _group(
 app.command(no_args_is_help=True)(quantize.quantize)
 app.command()(demo.demo)
 app.command(no_args_is_help=True)(inspect.inspect)
+app.command(no_args_is_help=True)(verify.verify)
 app.command()(targets.targets)
 app.command()(info.info)

@@ -18,7 +18,7 @@ __all__ = ["quantize"]
 def quantize(
     model: Annotated[str, typer.Argument(help="A .pt2 file, or package.module:factory.", metavar="MODEL")],
     data: Annotated[Path, typer.Option(help="Calibration inputs: an .npz file, samples along the first axis.")],
-    out: Annotated[Path, typer.Option(help="Folder for plan.json, statistics.safetensors and model.onnx.")],
+    out: Annotated[Path, typer.Option(help="Folder for plan.json, statistics.safetensors and exported files.")],
     target: Annotated[str, typer.Option(help="A name that `detent targets` lists, or a .json file.")] = "default",
     activation_metric: Annotated[str | None, typer.Option(help="Error that activation thresholds minimize.")] = None,
     moving_maximum: Annotated[
@@ -59,8 +59,10 @@ def quantize(
     preprocessing: Annotated[
         Path | None, typer.Option(help="JSON with the fields of detent.Preprocessing; the data are raw then.")
     ] = None,
-    input_dtype: Annotated[str | None, typer.Option(help="Type of inputs in model.onnx: float32, int8, uint8.")] = None,
-    output_dtype: Annotated[str | None, typer.Option(help="Type of outputs in model.onnx.")] = None,
+    input_dtype: Annotated[
+        str | None, typer.Option(help="Type of inputs in exported files: float32, int8, uint8.")
+    ] = None,
+    output_dtype: Annotated[str | None, typer.Option(help="Type of outputs in files.")] = None,
     rules: Annotated[Path | None, typer.Option(help="JSON list of rules for single tensors.")] = None,
     config: Annotated[
         Path | None,
@@ -68,9 +70,14 @@ def quantize(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run interrupted in OUT.")] = False,
     onnx: Annotated[bool, typer.Option(help="Write model.onnx.")] = True,
+    export: Annotated[
+        list[str] | None,
+        typer.Option(help="Write this file too, in the format of its suffix: model.tflite; may be given again."),
+    ] = None,
+    c_array: Annotated[bool, typer.Option("--c-array", help="Write model.h, TensorFlow Lite as a C array.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Quantize MODEL with calibration data for a target, and write it as ONNX."""
+    """Quantize MODEL with calibration data for a target, and write it for its runtimes."""
     from detent.cli.models import find_model
     from detent.cli.steps import Export, quantize_to_folder
 
@@ -93,6 +100,7 @@ def quantize(
         "gain_correction": gain_correction,
         "rounding": rounding,
     }
+    names = [*(["model.onnx"] if onnx else []), *(export or []), *(["model.h"] if c_array else [])]
     options = _configured(config) | {name: value for name, value in given.items() if value is not None}
     quantize_to_folder(
         find_model(model),
@@ -106,7 +114,7 @@ def quantize(
         latency=latency,
         resume=resume,
         batch_size=batch_size,
-        export=Export(inputs=input_dtype, outputs=output_dtype) if onnx else None,
+        export=Export(names=tuple(dict.fromkeys(names)), inputs=input_dtype, outputs=output_dtype),
     )
 
 

@@ -9,36 +9,61 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from rich.console import Console
 
 import detent
 from detent._validation import parse_json
 from detent.config import Preprocessing, QuantizationConfig, resolve_preprocessing
-from detent.errors import FormatError
-from detent.exporters import check_io_type
+from detent.errors import ConfigError, FormatError
+from detent.exporters import check_io_type, format_of
 from detent.pipeline import calibrate_for_rewrites, checked_budget, checked_latency, decide, passes_over_data
 from detent.records.files import read_text
 from detent.records.moving import momentum_to_calibrate
-from detent.statistics import first_batch
+from detent.statistics import first_batch, first_samples
 from detent.targets import load_target
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Export", "quantize_to_folder"]
+__all__ = ["Export", "planned_model", "quantize_to_folder"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """How `model.onnx` is written.
+    """Which files are written besides the plan, and how.
 
     Args:
-        inputs: element type of its inputs, None for the target's.
-        outputs: likewise of its outputs.
+        names: of the files; their suffixes say the format.
+        inputs: element type of their inputs, None for the target's.
+        outputs: likewise of their outputs.
     """
 
+    names: tuple[str, ...] = ("model.onnx",)
     inputs: str | None = None
     outputs: str | None = None
+
+    def check(self) -> None:
+        """Refuse what no export could do, before any work.
+
+        Raises:
+            ConfigError: a name with a folder or of an unknown format, or an unknown element type.
+        """
+        for name in self.names:
+            if Path(name).name != name:
+                raise ConfigError(f"{name!r} is not the name of a file", remedy="files are written into --out")
+            format_of(name)
+        check_io_type(self.inputs, "input")
+        check_io_type(self.outputs, "output")
+
+    def write(self, quantized: detent.QuantizedModel, out: Path, console: Console) -> None:
+        """Write the files into a folder and say what a user should know of them."""
+        for name in self.names:
+            ends = {"inputs": self.inputs, "outputs": self.outputs}
+            options = {option: kind for option, kind in ends.items() if kind is not None}
+            report = detent.export(quantized, out / name, **options)
+            for note in report.notes:
+                console.print(f"note: {name}: {note}", markup=False, soft_wrap=True)
 
 
 def quantize_to_folder(
@@ -54,9 +79,9 @@ def quantize_to_folder(
     latency: Path | None,
     resume: bool,
     batch_size: int,
-    export: Export | None,
+    export: Export,
 ) -> None:
-    """Quantize and write `plan.json`, `statistics.safetensors` and `model.onnx` into the folder `out`.
+    """Quantize and write `plan.json`, `statistics.safetensors` and what `export` names into the folder `out`.
 
     An interrupted calibration leaves `calibration.partial` there, interrupted scores of widths `scores.partial`, and
     learning that was interrupted `learning.partial`; a run with `resume` continues them.
@@ -72,9 +97,7 @@ def quantize_to_folder(
     records = _read_preprocessing(preprocessing)
     limits = checked_budget(budget)
     times = checked_latency(limits, latency)
-    if export is not None:
-        check_io_type(export.inputs, "input")
-        check_io_type(export.outputs, "output")
+    export.check()
     asked = () if rules is None else detent.edit.load_rules(rules)
     _make_folder(out)
     with _step(console, "capture"):
@@ -117,12 +140,36 @@ def quantize_to_folder(
         quantized = detent.apply(graph, plan)
     quantized.summary(console)
     written = ["plan.json", "statistics.safetensors"]
-    if export is not None:
+    if export.names:
         with _step(console, "export"):
-            detent.export(quantized, out / "model.onnx", inputs=export.inputs, outputs=export.outputs)
-        written.append("model.onnx")
+            export.write(quantized, out, console)
+        written.extend(export.names)
     _remove(partial, scores, learning)
     console.print(f"written to {out}: {', '.join(written)}", markup=False, soft_wrap=True)
+
+
+def planned_model(
+    model: nn.Module | Path, plan: Path, data: Path, samples: int
+) -> tuple[detent.QuantizedModel, list[torch.Tensor]]:
+    """The quantized model of a saved plan, and the first samples of the data as its inputs.
+
+    Raises:
+        DetentError: the plan does not belong to the model, or the data do not fit it.
+    """
+    decided = detent.QuantPlan.load(plan)
+    config = QuantizationConfig(**decided.config)
+    example, _ = first_batch(data, model)
+    graph = detent.capture(model, example, preprocessing=dict(decided.preprocessing) or None)
+    graph = detent.transform(graph, target=decided.target, config=config)
+    if config.rewrites_by_statistics:
+        first = calibrate_for_rewrites(graph, data, config, progress=False)
+        graph = detent.transform(graph, first, target=decided.target, config=config)
+    batches = first_samples(graph, data, samples, parts=1)
+    inputs = [
+        parts[0] if spec.batch_axis is None else torch.cat(parts, spec.batch_axis)
+        for spec, parts in zip(graph.inputs, map(list, zip(*batches, strict=True)), strict=True)
+    ]
+    return detent.apply(graph, decided), inputs
 
 
 def _remove(*paths: Path) -> None:

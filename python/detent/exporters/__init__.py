@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from detent.exporters.formats import FORMATS, SUFFIXES, Format, export
+from detent.exporters.formats import FORMATS, SUFFIXES, Format, export, format_of
 from detent.exporters.onnx_io import check_io_type
 from detent.exporters.onnx_qdq import export_onnx
 from detent.exporters.onnx_values import ValueAgreement, verify_onnx_values
@@ -24,6 +24,7 @@ __all__ = [
     "check_io_type",
     "export",
     "export_onnx",
+    "format_of",
     "verify",
     "verify_onnx",
     "verify_onnx_values",

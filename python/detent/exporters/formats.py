@@ -15,7 +15,7 @@ from detent.exporters.report import ExportReport
 from detent.exporters.subject import ExportableModel
 from detent.exporters.tflite import TFLITE_OPERATORS, export_tflite
 
-__all__ = ["FORMATS", "SUFFIXES", "Format", "export"]
+__all__ = ["FORMATS", "SUFFIXES", "Format", "export", "format_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +48,19 @@ FORMATS.add("c", Format(title="C header with TensorFlow Lite", write=export_c_he
 SUFFIXES.add(".h", "c")
 
 
+def format_of(path: str | Path) -> str:
+    """The format that a file's suffix stands for.
+
+    Raises:
+        ConfigError: an unknown suffix.
+    """
+    suffix = Path(path).suffix
+    if suffix not in SUFFIXES:
+        error = unknown_name("file suffix", suffix, SUFFIXES)
+        raise ConfigError(error.what, where=str(path), remedy=f"{error.remedy}; or give `format`")
+    return SUFFIXES[suffix]
+
+
 def export(qmodel: ExportableModel, path: str | Path, *, format: str | None = None, **options: Any) -> ExportReport:
     """Write a quantized model to `path` and tell what was written.
 
@@ -66,11 +79,7 @@ def export(qmodel: ExportableModel, path: str | Path, *, format: str | None = No
             f"`qmodel` must be a quantized model, got a {type(qmodel).__name__}",
             remedy="quantize the model first: detent.quantize(model, data, target=...)",
         )
-    suffix = Path(path).suffix
-    if format is None and suffix not in SUFFIXES:
-        error = unknown_name("file suffix", suffix, SUFFIXES)
-        raise ConfigError(error.what, where=str(path), remedy=f"{error.remedy}; or give `format`")
-    write = FORMATS[SUFFIXES[suffix] if format is None else format].write
+    write = FORMATS[format_of(path) if format is None else format].write
     known = set(getattr(write, "__kwdefaults__", None) or {})
     for option in options:
         if option not in known:

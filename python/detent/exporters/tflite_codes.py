@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
@@ -60,9 +60,17 @@ class _Run:
                 part = to_stored(values[begin : begin + batch], layouts[reader.output])
                 self._interpreter.feed(place, _encoded(part, reader, self._interpreter.dtype(place)))
             self._interpreter.invoke()
-            for name, codes in self._interpreter.tensors(set(shapes)).items():
+            for name, codes in self._codes(grids, set(shapes)):
                 found.setdefault(name, []).append(from_stored(codes, layouts[name], shapes[name]))
         return {name: np.concatenate(parts) for name, parts in found.items()}
+
+    def _codes(self, readers: Mapping[str, QuantizeInput], wanted: set[str]) -> Iterator[tuple[str, Array]]:
+        """Tensors by the program's names; an input that takes codes is the tensor that the program quantizes to."""
+        for name, codes in self._interpreter.tensors(wanted | set(readers)).items():
+            if name in wanted:
+                yield name, codes
+            elif codes.dtype == readers[name].grid.dtype:
+                yield readers[name].output, codes
 
     def _shapes(self, arrays: list[Array]) -> dict[str, tuple[int, ...]]:
         batch = self._interpreter.batch

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from detent._registry import Registry
+from detent.errors import UnsupportedOpError
 from detent.kernels.requantize import Rule
 
 __all__ = ["RUNTIMES", "Arithmetic", "Functions"]
@@ -20,7 +21,7 @@ class Arithmetic:
     Args:
         convolution: rule of convolutions.
         linear: rule of linear layers.
-        wide_linear: rule of linear layers with 16-bit activations.
+        wide_linear: rule of linear layers with 16-bit activations; None where programs do not have it.
         fixed_point: sums, products and means multiply with whole numbers, by the rule `"double_rounding"`; else in
             float32.
         functions: sigmoid, tanh and the like are rounded from exact values, or computed with whole numbers.
@@ -29,15 +30,24 @@ class Arithmetic:
 
     convolution: Rule = "float"
     linear: Rule = "float"
-    wide_linear: Rule = "float"
+    wide_linear: Rule | None = "float"
     fixed_point: bool = False
     functions: Functions = "exact"
     ties_away: bool = False
 
     def of_layer(self, kind: str, bits: int) -> Rule:
-        """The rule of a layer, a `"convolution"` or `"linear"`, that reads codes of so many bits."""
+        """The rule of a layer, a `"convolution"` or `"linear"`, that reads codes of so many bits.
+
+        Raises:
+            UnsupportedOpError: programs do not have it.
+        """
         if bits > 8 and self.fixed_point:
-            return self.wide_linear if kind == "linear" else "int16x8"
+            if self.wide_linear is None and kind == "linear":
+                raise UnsupportedOpError(
+                    "programs do not have this runtime's arithmetic of linear layers with 16-bit activations",
+                    remedy="use runtime='tflite_micro', or 8-bit activations",
+                )
+            return self.wide_linear if kind == "linear" and self.wide_linear else "int16x8"
         return self.linear if kind == "linear" else self.convolution
 
 
@@ -61,7 +71,7 @@ RUNTIMES.add(
     Arithmetic(
         convolution="double_rounding",
         linear="single_rounding",
-        wide_linear="single_rounding",
+        wide_linear=None,
         fixed_point=True,
         functions="fixed_point",
         ties_away=True,
@@ -72,7 +82,7 @@ RUNTIMES.add(
     Arithmetic(
         convolution="ruy",
         linear="ruy",
-        wide_linear="single_rounding",
+        wide_linear=None,
         fixed_point=True,
         functions="exact",
         ties_away=True,
