@@ -1,10 +1,11 @@
-"""Check TensorFlow Lite files in LiteRT and with Arm's compiler for Ethos-U, in an environment of their own.
+"""Check TensorFlow Lite files in their runtimes and with Arm's compiler for Ethos-U, in an environment of their own.
 
     python tests/vendor/tflite.py [--data FOLDER] [--venv FOLDER]
 
-tflite-micro runs each file, LiteRT (ai-edge-litert) those of 8 bits with its optimized and its reference kernels; all codes are compared with
-the integer program of that runtime. Vela (ethos-u-vela) compiles the files with 8-bit inputs and outputs and must leave
-no operator to the CPU. Without `--data` only the built-in network is checked. Exits with 1 where something differs.
+tflite-micro runs each file, LiteRT (ai-edge-litert) those of 8 bits with its optimized and its reference kernels; all
+codes are compared with the integer program of that runtime. Vela (ethos-u-vela) compiles the files with integer inputs
+and outputs and must leave no operator to the CPU. Without `--data` only the built-in network is checked. Exits with 1
+where something differs.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -28,7 +30,7 @@ import detent
 from detent.demo.data import calibration_images, load_test
 from detent.demo.network import load_network
 from detent.exporters import verify
-from tests.vendor.environment import environment, packages_of
+from tests.vendor.environment import environment, packages_of, versions
 
 RUNTIMES = ("litert", "litert_reference")
 PACKAGES = ("ai-edge-litert", "ethos-u-vela")
@@ -75,10 +77,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         venv = environment(options.venv or Path(folder) / "venv", PACKAGES)
         sys.path.append(str(packages_of(venv)))
-        versions = subprocess.run(
-            [venv / "bin" / "python", "-m", "pip", "freeze"], capture_output=True, text=True, check=True
-        )
-        print(*(line for line in versions.stdout.split() if line.startswith(PACKAGES)))
+        print(*versions(venv, PACKAGES), f"tflite-micro=={metadata.version('tflite-micro')}")
         for name, qmodel, images in networks(options.data, options.samples):
             file = Path(folder) / f"{name}.tflite"
             detent.export(qmodel, file)
