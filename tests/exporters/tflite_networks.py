@@ -110,7 +110,22 @@ class Functions(nn.Module):
         return torch.sigmoid(x), torch.tanh(x), F.hardswish(x), F.leaky_relu(x, 0.2), F.relu(x), F.silu(x)
 
 
+class Transposed(nn.Module):
+    """Transposed convolutions: none, some and uneven cuts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(3, 6, 3, stride=2, padding=1)
+        self.twice, self.even = nn.ConvTranspose2d(6, 4, 2, stride=2), nn.ConvTranspose2d(4, 5, 4, stride=2, padding=1)
+        self.uneven = nn.ConvTranspose2d(6, 3, 3, stride=(2, 3), padding=(1, 0), output_padding=(1, 0), bias=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        x = self.down(x)
+        return self.even(F.relu(self.twice(x))), self.uneven(x)
+
+
 TFLITE_NETWORKS = {
+    "transposed": Network(Transposed),
     "convolutions": Network(Convolutions),
     "signals": Network(Signals, (2, 16)),
     "arithmetic": Network(Arithmetic),

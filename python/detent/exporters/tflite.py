@@ -29,10 +29,10 @@ from detent.integer import IntegerProgram, QuantizeInput, lower
 __all__ = ["TFLITE_OPERATORS", "TfliteContent", "export_tflite", "tflite_content"]
 
 TFLITE_OPERATORS: Final = frozenset(
-    {
-        *("add", "avg_pool", "cat", "conv", "hardswish", "leaky_relu", "linear", "max_pool", "mean", "mul", "pad"),
-        *("relu", "relu6", "resize_nearest", "sigmoid", "sub", "tanh"),
-    }
+    (
+        *("add", "avg_pool", "cat", "conv", "conv_transposed", "hardswish", "leaky_relu", "linear", "max_pool"),
+        *("mean", "mul", "pad", "relu", "relu6", "resize_nearest", "sigmoid", "silu", "sub", "tanh"),
+    )
 )
 """What the file expresses on codes; and all that moves values from place to place."""
 

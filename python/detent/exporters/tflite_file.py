@@ -47,6 +47,12 @@ _CONV: Final = {
     "dilation_w": (4, "Int32"),
     "dilation_h": (5, "Int32"),
 }
+_TRANSPOSED: Final = {
+    "padding": (0, "Int8"),
+    "stride_w": (1, "Int32"),
+    "stride_h": (2, "Int32"),
+    "activation": (3, "Int8"),
+}
 _DEPTHWISE: Final = {
     "padding": (0, "Int8"),
     "stride_w": (1, "Int32"),
@@ -91,6 +97,7 @@ BUILTINS: Final = {
     "SUB": Builtin(41, 28, _ACTIVATION),
     "TANH": Builtin(28),
     "TRANSPOSE": Builtin(39, 26),
+    "TRANSPOSE_CONV": Builtin(67, 49, _TRANSPOSED),
 }
 """Operators that are written, by name."""
 

@@ -9,10 +9,10 @@ import numpy as np
 
 from detent.errors import UnsupportedOpError
 from detent.exporters.tflite_file import FlatFile, Operator, code_tensor
-from detent.exporters.tflite_layout import Layout, plain, stored_shape
+from detent.exporters.tflite_layout import Layout, channels_last, plain, stored_shape
 from detent.exporters.tflite_moves import add_move, relay, transposed
 from detent.exporters.tflite_weights import add_bias, add_kernel
-from detent.exporters.tflite_windows import input_of_convolution, input_of_pool, pair
+from detent.exporters.tflite_windows import VALID, input_of_convolution, input_of_pool, pair
 from detent.integer.operations import (
     Average,
     CodeGrid,
@@ -117,6 +117,9 @@ def activation_of(grid: CodeGrid) -> int:
 
 
 def _convolution(tensor: Translation, operation: Convolution) -> None:
+    if operation.spread != (1, 1):
+        _transposed_convolution(tensor, operation)
+        return
     number, padding = input_of_convolution(tensor, operation)
     outputs, inputs = operation.kernel.shape[:2]
     # With one group and one channel the two operators are alike, and CONV_2D has more kernels.
@@ -140,6 +143,49 @@ def _convolution(tensor: Translation, operation: Convolution) -> None:
         version=4 if wide and not depthwise else 5 if wide else 3,
         **options,
     )
+
+
+def _transposed_convolution(tensor: Translation, operation: Convolution) -> None:
+    """TRANSPOSE_CONV without padding, and a slice of what it gives where the layer cuts something off."""
+    if operation.groups > 1 or operation.dilation != (1, 1):
+        raise UnsupportedOpError("TensorFlow Lite has no transposed convolutions with groups or dilation")
+    name = operation.inputs[0]
+    layout = channels_last(len(tensor.shapes[name]))
+    number = tensor.read(name, layout)
+    shape = tensor.file.tensors[number].shape
+    sizes = operation.kernel.shape[2:]
+    full = tuple((size - 1) * step + wide for size, step, wide in zip(shape[1:3], operation.spread, sizes, strict=True))
+    begin = tuple(wide - 1 - first for wide, first in zip(sizes, operation.before, strict=True))
+    wanted = stored_shape(tensor.shapes[operation.output], layout)
+    if any(first + size > most for first, size, most in zip(begin, wanted[1:3], full, strict=True)):
+        raise UnsupportedOpError(
+            "its output reaches beyond what its kernel does", remedy="use output_padding of no more than padding"
+        )
+    whole = (shape[0], *full, wanted[3])
+    between = tensor.file.add(code_tensor(f"{operation.output}/whole", operation.grid, whole))
+    end = tensor.output_of(operation) if whole == wanted else between
+    tensor.operate(
+        "TRANSPOSE_CONV",
+        (
+            tensor.file.constant(f"{operation.output}/shape", whole),
+            add_kernel(tensor.file, operation, turned=True),
+            number,
+            add_bias(tensor.file, operation),
+        ),
+        end,
+        version=4,
+        padding=VALID,
+        stride_w=operation.spread[1],
+        stride_h=operation.spread[0],
+        activation=activation_of(operation.grid),
+    )
+    if whole != wanted:
+        ends = [first + size for first, size in zip((0, *begin, 0), wanted, strict=True)]
+        parameters = tuple(
+            tensor.file.constant(f"{operation.output}/{word}", values)
+            for word, values in (("begin", (0, *begin, 0)), ("end", ends), ("strides", (1, 1, 1, 1)))
+        )
+        tensor.operate("STRIDED_SLICE", (between, *parameters), tensor.output_of(operation), version=2)
 
 
 def _linear(tensor: Translation, operation: LinearLayer) -> None:

@@ -16,19 +16,26 @@ __all__ = ["add_bias", "add_kernel"]
 Layer = Convolution | LinearLayer
 
 
-def add_kernel(file: FlatFile, layer: Layer, *, depthwise: bool = False) -> int:
+def add_kernel(file: FlatFile, layer: Layer, *, depthwise: bool = False, turned: bool = False) -> int:
     """The number of a layer's kernel: `[outputs, height, width, inputs]`, `[1, height, width, outputs]` where each
     output has one input, `[outputs, inputs]` of a linear layer.
+
+    Args:
+        file: it goes into.
+        layer: it belongs to.
+        depthwise: each output has one input.
+        turned: rows and columns in reverse, as transposed convolutions have them.
 
     Raises:
         UnsupportedOpError: codes that TensorFlow Lite's kernels do not take, or take and get wrong.
     """
     codes, axis = layer.kernel, 0
     if codes.ndim == 4:
+        codes = codes[:, :, ::-1, ::-1] if turned else codes
         codes = codes.transpose(1, 2, 3, 0) if depthwise else codes.transpose(0, 2, 3, 1)
         axis = 3 if depthwise else 0
     narrow = layer.bits <= 4
-    _check(layer, narrow=narrow, depthwise=depthwise)
+    _check(layer, narrow=narrow)
     dense = np.ascontiguousarray(codes).astype(np.int8)
     return file.add(
         Tensor(
@@ -43,7 +50,7 @@ def add_kernel(file: FlatFile, layer: Layer, *, depthwise: bool = False) -> int:
     )
 
 
-def _check(layer: Layer, *, narrow: bool, depthwise: bool) -> None:
+def _check(layer: Layer, *, narrow: bool) -> None:
     lowest, highest = int(layer.kernel.min(initial=0)), int(layer.kernel.max(initial=0))
     if lowest < -127 or highest > 127:
         raise UnsupportedOpError(

@@ -16,7 +16,7 @@ from detent.integer.arithmetic import Arithmetic
 from detent.integer.operations import CodeGrid, Convolution, LinearLayer
 from detent.kernels.requantize import Rule
 
-__all__ = ["convolution", "linear"]
+__all__ = ["convolution", "linear", "transposed_convolution"]
 
 Stored = Callable[[fx.Node], tuple[torch.Tensor, ...]]
 _LARGEST_CODE: Final = 2**15 - 1
@@ -28,29 +28,67 @@ def convolution(
     """A convolution along one or two axes.
 
     Raises:
-        UnsupportedOpError: it runs along three, is transposed, or its kernel has no integer codes.
+        UnsupportedOpError: it runs along three, or its kernel has no integer codes.
     """
     kernel, scale = _kernel(node, stored)
     axes = kernel.ndim - 2
-    if axes not in (1, 2) or (op_name(node) == "convolution" and argument(node, "transposed")):
+    if axes not in (1, 2):
         raise UnsupportedOpError(f"{op_name(node)} has no integer form yet")
     stride, dilation = (_numbers(argument(node, one), axes) for one in ("stride", "dilation"))
     before, after = _padding(argument(node, "padding"), kernel.shape[2:], dilation)
+    moving: dict[str, Any] = {"stride": _two(stride, 1), "before": _two(before, 0), "after": _two(after, 0)}
+    moving |= {"dilation": _two(dilation, 1)}
+    return _with_ends(node, kernel, scale, moving, (source, stored, arithmetic, ends))
+
+
+def transposed_convolution(
+    node: fx.Node, source: CodeGrid, stored: Stored, arithmetic: Arithmetic, ends: dict[str, Any]
+) -> Convolution:
+    """A transposed convolution along one or two axes: a convolution, with its kernel turned, of spread values.
+
+    Raises:
+        UnsupportedOpError: it runs along three, cuts off more than its kernel reaches, or its kernel has no codes.
+    """
+    kernel, scale = _kernel(node, stored)
+    axes, groups = kernel.ndim - 2, int(argument(node, "groups"))
+    if axes not in (1, 2):
+        raise UnsupportedOpError(f"{op_name(node)} has no integer form yet")
+    names = ("stride", "padding", "output_padding", "dilation")
+    spread, padding, longer, dilation = (_numbers(argument(node, one), axes) for one in names)
+    before = tuple(step * (size - 1) - cut for size, step, cut in zip(kernel.shape[2:], dilation, padding, strict=True))
+    if min(before) < 0:
+        raise UnsupportedOpError("it cuts off more than its kernel reaches, which has no integer form")
+    after = tuple(one + more for one, more in zip(before, longer, strict=True))
+    # [groups, inputs of a group, outputs of a group, ...] to [outputs, inputs of a group, ...], last entries first.
+    parted = kernel.reshape(groups, -1, *kernel.shape[1:]).swapaxes(1, 2)
+    turned = np.flip(parted.reshape(-1, *parted.shape[2:]), tuple(range(-axes, 0)))
+    moving: dict[str, Any] = {"stride": (1, 1), "before": _two(before, 0), "after": _two(after, 0)}
+    moving |= {"dilation": _two(dilation, 1), "spread": _two(spread, 1)}
+    scales = np.tile(scale, groups) if scale.size > 1 else scale
+    return _with_ends(node, np.ascontiguousarray(turned), scales, moving, (source, stored, arithmetic, ends))
+
+
+def _with_ends(
+    node: fx.Node,
+    kernel: npt.NDArray[np.int16],
+    scale: npt.NDArray[np.float32],
+    moving: dict[str, Any],
+    around: tuple[CodeGrid, Stored, Arithmetic, dict[str, Any]],
+) -> Convolution:
+    """A convolution from its kernel `[outputs, inputs of a group, ...]`, how it moves, and what lies around it."""
+    source, stored, arithmetic, ends = around
     rule = arithmetic.of_layer("convolution", 8 * source.dtype.itemsize)
-    factors = _factors(rule, scale, source, ends["grid"])
+    single = kernel.ndim == 3
     return Convolution(
-        kernel=kernel if axes == 2 else np.ascontiguousarray(kernel[:, :, None, :]),
+        kernel=np.ascontiguousarray(kernel[:, :, None, :]) if single else kernel,
         scales=scale,
         bias=_bias(node, scale, source, len(kernel), stored),
-        factors=factors,
+        factors=_factors(rule, scale, source, ends["grid"]),
         rule=rule,
         source=source,
-        stride=_two(stride, 1),
-        before=_two(before, 0),
-        after=_two(after, 0),
-        dilation=_two(dilation, 1),
         groups=int(argument(node, "groups")),
-        single=axes == 1,
+        single=single,
+        **moving,
         **ends,
     )
 

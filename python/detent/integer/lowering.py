@@ -215,7 +215,7 @@ class _Lowering:
             return self._of_two(node, kind, sources, ends)
         if kind == "cat":
             return self._concatenated(node, ends)
-        if len(operands) == 1 and kind in ("conv", "linear", "matmul"):
+        if len(operands) == 1 and kind in ("conv", "conv_transposed", "linear", "matmul"):
             ends["bits"] = self._kernel_bits(node)
         if len(operands) == 1 and kind in _BUILDERS:
             return _BUILDERS[kind](node, sources[0], self._stored, self._arithmetic, ends)
@@ -310,6 +310,7 @@ class _Lowering:
 _SINGLE_VALUES: Final = frozenset({"activation", "elementwise", "add", "sub", "mul", "div"})
 _BUILDERS: Final[dict[str, Callable[..., Operation]]] = {
     "conv": layers.convolution,
+    "conv_transposed": layers.transposed_convolution,
     "linear": layers.linear,
     "matmul": layers.linear,
     "pool": pools.average,

@@ -178,6 +178,7 @@ class Convolution(Operation):
         after: below and on the right.
         dilation: of rows and columns.
         groups: of channels.
+        spread: rows and columns of the input lie so far apart, with zeros between them; of transposed convolutions.
         single: the input has columns only, `[samples, channels, width]`.
     """
 
@@ -193,13 +194,14 @@ class Convolution(Operation):
     after: tuple[int, int]
     dilation: tuple[int, int]
     groups: int
+    spread: tuple[int, int] = (1, 1)
     single: bool = False
 
     def run(self, *inputs: Codes) -> tuple[Codes, Extremes | None]:
         """As `Operation`."""
         x = np.ascontiguousarray(inputs[0])
         found, extremes = integer_conv(
-            x[:, :, None, :] if self.single else x,
+            self._spread(x[:, :, None, :] if self.single else x),
             self.kernel,
             self.grid.requantization(self.rule, self.factors),
             self.grid.dtype,
@@ -212,6 +214,15 @@ class Convolution(Operation):
             groups=self.groups,
         )
         return found[:, :, 0, :] if self.single else found, extremes
+
+    def _spread(self, x: Codes) -> Codes:
+        if self.spread == (1, 1):
+            return x
+        (rows, columns), (height, width) = self.spread, x.shape[2:]
+        sizes = (height - 1) * rows + 1, (width - 1) * columns + 1
+        found = np.full((*x.shape[:2], *sizes), self.source.zero_point, x.dtype)
+        found[:, :, ::rows, ::columns] = x
+        return found
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
