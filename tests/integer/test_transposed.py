@@ -45,7 +45,9 @@ def test_accumulators_are_exact(name: str, runtime: str) -> None:
     parted = np.flip(layer.kernel, (2, 3)).reshape(groups, 6 // groups, 4 // groups, *layer.kernel.shape[2:])
     kernel = np.ascontiguousarray(parted.swapaxes(1, 2).reshape(4, 6 // groups, *layer.kernel.shape[2:]))
     options = {key: value for key, value in CASES[name].items() if key not in ("kernel_size", "bias")}
-    acc = F.conv_transpose2d(codes, torch.from_numpy(kernel).double(), torch.from_numpy(layer.bias).double(), **options)
+    acc = F.conv_transpose2d(
+        codes, torch.from_numpy(kernel).double(), torch.from_numpy(layer.bias.copy()).double(), **options
+    )
     whole = acc.numpy().astype(np.int64)
     how = layer.grid.requantization(layer.rule, layer.factors)
     wanted = twin.requantize(whole, how, layer.grid.dtype, axis=1)

@@ -28,7 +28,7 @@ from detent.integer.operations import (
     QuantizeInput,
     Sum,
 )
-from detent.integer.program import IntegerProgram
+from detent.integer.program import IntegerProgram, Overflow
 from detent.records.plan import QuantPlan
 from detent.targets import Target, load_target
 
@@ -52,7 +52,12 @@ class LowerableModel(Protocol):
 
 
 def lower(
-    qmodel: LowerableModel, target: str | Path | Target | None = None, *, runtime: str | None = None
+    qmodel: LowerableModel,
+    target: str | Path | Target | None = None,
+    *,
+    runtime: str | None = None,
+    buffer_bits: int = 32,
+    overflow: Overflow = "error",
 ) -> IntegerProgram:
     """The integer program of a quantized model: integer weights, biases and codes, with the factors between them.
 
@@ -62,10 +67,14 @@ def lower(
         qmodel: a `QuantizedModel` whose values are all on grids.
         target: whose runtime rounds; None takes the one the model was quantized for.
         runtime: `"onnxruntime"`, `"tflite_micro"`, `"litert"` or `"litert_reference"`, in place of the target's.
+        buffer_bits: of the device's accumulators for 8-bit codes, 2 to 32. What they can reach is bounded by the
+            weights, whatever the input.
+        overflow: `"error"` refuses a layer whose accumulators could leave them, `"note"` keeps it; the notes of the
+            program then name it, and those of a run what did leave them.
 
     Raises:
         ConfigError: this is no quantized model, target or runtime are unknown, or accumulators of a layer could leave
-            32 bits.
+            the buffers.
         UnsupportedOpError: an operator or a grid has no integer form; the error names the layer.
     """
     if not hasattr(qmodel, "graph_module"):
@@ -75,6 +84,7 @@ def lower(
         )
     if runtime is None:
         runtime = load_target(qmodel.plan.target if target is None else target).runtime
+    buffers: dict[str, Any] = {"buffer_bits": buffer_bits, "overflow": overflow}
     lowering = _Lowering(qmodel.graph_module, qmodel.plan, RUNTIMES[runtime])
     for node in qmodel.graph_module.graph.nodes:
         try:
@@ -83,7 +93,7 @@ def lower(
             raise UnsupportedOpError(
                 error.what, where=error.where or describe_place(node), remedy=error.remedy
             ) from None
-    return lowering.program(tuple(qmodel.output_names), runtime)
+    return lowering.program(tuple(qmodel.output_names), runtime=runtime, **buffers)
 
 
 def _refusal(node: fx.Node, what: str) -> UnsupportedOpError:
@@ -116,7 +126,7 @@ class _Lowering:
         elif node.op == "call_function" and self._reads_codes(node):
             self._move(node)
 
-    def program(self, outputs: tuple[str, ...], runtime: str) -> IntegerProgram:
+    def program(self, outputs: tuple[str, ...], **settings: Any) -> IntegerProgram:
         """The finished program."""
         ends = []
         for leaf, name in zip(self._outputs, outputs, strict=True):
@@ -132,7 +142,7 @@ class _Lowering:
             inputs=tuple(self._inputs),
             outputs=tuple(ends),
             output_names=outputs,
-            runtime=runtime,
+            **settings,
         )
 
     def _reads_codes(self, node: fx.Node) -> bool:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 
+from detent._registry import unknown_name
 from detent.errors import ConfigError
 from detent.integer.operations import CodeGrid, Convolution, LinearLayer, Operation, worst_accumulator
 from detent.integer.storage import described, restored
@@ -19,10 +20,11 @@ from detent.kernels.arrays import ArrayLike, as_array
 from detent.records.files import write_atomically
 from detent.records.tensor_file import read_tensor_file, tensor_file
 
-__all__ = ["IntegerProgram", "IntegerRun"]
+__all__ = ["IntegerProgram", "IntegerRun", "Overflow"]
 
 Codes = npt.NDArray[Any]
-_NARROW: Final = 2**31 - 1
+Overflow = Literal["error", "note"]
+_SETTINGS: Final = ("runtime", "buffer_bits", "overflow")
 _KIND: Final = "detent.program"
 _VERSION: Final = 2
 
@@ -35,11 +37,13 @@ class IntegerRun:
         outputs: values of the outputs, float32, in order.
         codes: by tensor: those of the outputs, or of all tensors.
         extremes: the least and the greatest accumulator, by the tensor they end in.
+        notes: layers whose accumulators left the program's buffers, where that is no error.
     """
 
     outputs: list[npt.NDArray[np.float32]]
     codes: Mapping[str, Codes]
     extremes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,6 +56,8 @@ class IntegerProgram:
         outputs: names of the tensors that hold the outputs' codes.
         output_names: names of the outputs.
         runtime: whose arithmetic this is, of `detent.integer.RUNTIMES`.
+        buffer_bits: of the device's accumulators; those of layers with 16-bit activations have 64 bits here.
+        overflow: whether a layer whose accumulators could leave the buffers is an `"error"` or a `"note"`.
     """
 
     operations: tuple[Operation, ...]
@@ -59,15 +65,37 @@ class IntegerProgram:
     outputs: tuple[str, ...]
     output_names: tuple[str, ...]
     runtime: str
+    buffer_bits: int = 32
+    overflow: Overflow = "error"
 
     def __post_init__(self) -> None:
-        for layer, worst in self._bounds():
-            if worst > _NARROW and layer.source.dtype.itemsize == 1:
-                raise ConfigError(
-                    f"accumulators reach {worst}, which 32 bits do not hold",
-                    where=layer.output,
-                    remedy="use kernels or activations of fewer bits in this layer",
-                )
+        if not 2 <= self.buffer_bits <= 32:
+            raise ConfigError(f"`buffer_bits` must be 2 to 32, got {self.buffer_bits}")
+        if self.overflow not in get_args(Overflow):
+            raise unknown_name("way to treat overflows", self.overflow, get_args(Overflow))
+        risks = self._risks()
+        if risks and self.overflow == "error":
+            layer, worst = next(iter(risks.items()))
+            raise ConfigError(
+                f"accumulators reach {worst}, which {self.buffer_bits} bits do not hold",
+                where=layer,
+                remedy="use kernels or activations of fewer bits in this layer, or overflow='note'",
+            )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Layers whose accumulators could leave the buffers for some input, by the bound of their weights."""
+        return tuple(
+            f"{layer}: accumulators could reach {worst}, which {self.buffer_bits} bits do not hold"
+            for layer, worst in self._risks().items()
+        )
+
+    def _risks(self) -> dict[str, int]:
+        """Layers whose accumulators could leave the buffers, each with what they could reach."""
+        most = 2 ** (self.buffer_bits - 1) - 1
+        return {
+            layer.output: worst for layer, worst in self._bounds() if worst > most and layer.source.dtype.itemsize == 1
+        }
 
     def _bounds(self) -> Iterator[tuple[Convolution | LinearLayer, int]]:
         """Layers, each with what its accumulators cannot exceed in magnitude."""
@@ -113,7 +141,11 @@ class IntegerProgram:
                 if not all_tensors and last[name] == place and name not in self.outputs:
                     held.pop(name, None)
         kept = {one.output for one in self.operations} if all_tensors else set(self.outputs)
+        most = 2 ** (self.buffer_bits - 1) - 1
+        narrow = {layer.output for layer, _ in self._bounds() if layer.source.dtype.itemsize == 1}
+        left = [name for name, ends in extremes.items() if name in narrow and max(ends[1], -ends[0]) > most]
         return IntegerRun(
+            notes=tuple(f"{name}: accumulators left {self.buffer_bits} bits: {extremes[name]}" for name in left),
             outputs=[self.grid(name).values(held[name]) for name in self.outputs],
             codes={name: codes for name, codes in held.items() if name in kept},
             extremes=extremes,
@@ -127,7 +159,8 @@ class IntegerProgram:
         """
         entries, arrays = described(self.operations)
         ends = {name: list(getattr(self, name)) for name in ("inputs", "outputs", "output_names")}
-        meta = {**ends, "runtime": self.runtime, "operations": entries}
+        settings = {name: getattr(self, name) for name in _SETTINGS}
+        meta = {**ends, **settings, "operations": entries}
         write_atomically(Path(path), tensor_file(_KIND, _VERSION, meta, arrays))
 
     @classmethod
@@ -138,8 +171,9 @@ class IntegerProgram:
             FormatError: the file is missing, damaged, of another kind or of another version.
         """
         meta, arrays = read_tensor_file(Path(path), _KIND, _VERSION, "lower the quantized model again")
-        ends = {name: tuple(meta[name]) for name in ("inputs", "outputs", "output_names")}
-        return cls(operations=restored(meta["operations"], arrays), runtime=meta["runtime"], **ends)
+        ends: dict[str, Any] = {name: tuple(meta[name]) for name in ("inputs", "outputs", "output_names")}
+        settings = {name: meta[name] for name in _SETTINGS}
+        return cls(operations=restored(meta["operations"], arrays), **settings, **ends)
 
     def summary(self, console: Console | None = None) -> None:
         """Print a table of all operations: codes they give, bytes they keep, bits their accumulators need at most."""
