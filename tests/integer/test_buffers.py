@@ -26,7 +26,8 @@ def test_the_bound_is_reached_by_the_largest_input_and_by_none_larger(qmodel: de
     program = detent.lower(qmodel, buffer_bits=21, overflow="note")
     layer = program.operations[1]
     assert isinstance(layer, LinearLayer)
-    first, bound = layer.output, 255 * int(layer.kernel.astype(np.int64).sum(axis=1).max())
+    first, sums = layer.output, layer.kernel.astype(np.int64).sum(axis=1)
+    bound = int((255 * sums + layer.bias).max())
     assert 2**20 < bound < 2**21
     assert program.notes == (f"{first}: accumulators could reach {bound}, which 21 bits do not hold",)
     assert program.run(torch.full((1, 64), 1e6)).extremes[first] == (bound, bound)
