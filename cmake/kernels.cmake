@@ -1,15 +1,24 @@
-# Compiles each kernel source once per instruction set, into a namespace named after it.
+# Compiles each kernel source once per instruction set, into a namespace named after it; those behind DOT, which declare
+# DETENT_DOT_KERNEL_TABLE, also for the sets with integer dot products.
 # support/isa.h selects among them once, when the first kernel is asked for.
 function(detent_add_kernels target)
+  cmake_parse_arguments(PARSE_ARGV 1 KERNELS "" "" "DOT")
   set(isas baseline)
+  set(dot_isas "")
   set(flags_baseline "")
   if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64")
     list(APPEND isas avx2 avx512)
+    list(APPEND dot_isas avx512vnni)
     set(flags_avx2 -mavx2 -mbmi -mbmi2 -mlzcnt -mpopcnt)
     set(flags_avx512 ${flags_avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512cd -mprefer-vector-width=512)
+    set(flags_avx512vnni ${flags_avx512} -mavx512vnni -mavx512vbmi)
   endif()
-  foreach(isa IN LISTS isas)
-    add_library(${target}_${isa} OBJECT ${ARGN})
+  foreach(isa IN LISTS isas dot_isas)
+    set(sources ${KERNELS_DOT})
+    if(isa IN_LIST isas)
+      list(APPEND sources ${KERNELS_UNPARSED_ARGUMENTS})
+    endif()
+    add_library(${target}_${isa} OBJECT ${sources})
     target_include_directories(${target}_${isa} PRIVATE ${PROJECT_SOURCE_DIR}/csrc)
     target_compile_definitions(${target}_${isa} PRIVATE DETENT_ISA=${isa})
     target_compile_options(${target}_${isa} PRIVATE -O3 ${flags_${isa}})

@@ -4,20 +4,19 @@
 
 #include <algorithm>
 #include <array>
+#include <memory>
 #include <string>
 #include <vector>
 
-#include "bindings/grid_args.h"
+#include "bindings/integer_args.h"
 #include "kernels/integer_products.h"
-#include "kernels/integer_sum.h"
+#include "support/parallel.h"
 
 namespace detent::bindings {
 namespace {
 
 using OptionalArray = std::optional<py::array>;
 using Two = std::array<int64_t, 2>;
-
-constexpr int64_t kLargestFloatCode = int64_t{1} << 22;
 
 struct NamedRule {
   const char* name;
@@ -34,25 +33,6 @@ RequantizeRule rule_of(const std::string& name) {
     if (name == one.name) return one.rule;
   }
   fail("unknown rule ", name, "; there are float, double_rounding, ruy, single_rounding and int16x8");
-}
-
-struct TypeRange {
-  CodeType type;
-  int64_t lowest, highest;
-};
-
-TypeRange type_of(const py::array& array, const char* name) {
-  if (py::isinstance<py::array_t<uint8_t>>(array)) return {CodeType::kUint8, 0, 255};
-  if (py::isinstance<py::array_t<int8_t>>(array)) return {CodeType::kInt8, -128, 127};
-  if (py::isinstance<py::array_t<uint16_t>>(array)) return {CodeType::kUint16, 0, 65535};
-  if (py::isinstance<py::array_t<int16_t>>(array)) return {CodeType::kInt16, -32768, 32767};
-  if (py::isinstance<py::array_t<int32_t>>(array)) return {CodeType::kInt32, INT32_MIN, INT32_MAX};
-  fail(name, " must have dtype uint8, int8, uint16, int16 or int32, got ", std::string(py::str(array.dtype())));
-}
-
-void require_c_order(const py::array& array, const char* name) {
-  require((array.flags() & py::array::c_style) != 0, name, " of shape ", shape_text(array),
-          " must be in C order: numpy.ascontiguousarray(", name, ")");
 }
 
 // The factors of `channels` channels (one, or each its own) and the codes they end in.
@@ -216,11 +196,34 @@ ConvGeometry require_geometry(const py::array& x, const py::array& kernel, const
                            .out_height = out.shape(2),
                            .out_width = out.shape(3)};
   constexpr double kLargestPlanes = 17179869184.0;  // 2^34
-  const double rows = static_cast<double>(found.last_row() + stride[0]);
-  const double columns = static_cast<double>(found.last_column() + stride[1]);
+  const auto rows = static_cast<double>(found.reached_rows(found.out_height));
+  const auto columns = static_cast<double>(found.reached_columns());
   require(rows * columns * static_cast<double>(x.shape(1)) <= kLargestPlanes, "out of shape ", shape_text(out),
           " with strides of ", stride[0], " and ", stride[1], " reaches over more than 2^34 values of a sample");
   return found;
+}
+
+bool fits_bytes(const int16_t* kernel, int64_t n) {
+  bool fits = true;
+  for (int64_t i = 0; i < n; ++i) fits &= kernel[i] >= -128 && kernel[i] <= 127;
+  return fits;
+}
+
+Two run_conv(ProductArgs& args, const ConvGeometry& geometry) {
+  const ProductTable& table = product_table();
+  const int64_t outputs = geometry.groups * geometry.outputs;
+  const bool bytes = !args.x.wide() && fits_bytes(args.kernel, outputs * geometry.inputs * geometry.window());
+  const int64_t per_tap = args.x.wide() ? 1 : bytes ? table.codes_per_tap : 2;
+  const ConvPlan plan(geometry, per_tap, bytes ? table.depthwise_memory(geometry) : 0, num_threads());
+  constexpr size_t kAlign = 64;
+  const auto memory = std::make_unique_for_overwrite<int32_t[]>(static_cast<size_t>(plan.memory(geometry)) + kAlign);
+  const auto weights = std::make_unique_for_overwrite<int32_t[]>(static_cast<size_t>(plan.weights(geometry)));
+  const auto starts = std::make_unique_for_overwrite<int64_t[]>(static_cast<size_t>(outputs));
+  std::vector<int64_t> extremes(static_cast<size_t>(2 * plan.slots));
+  args.extremes = extremes.data();
+  const size_t beyond = reinterpret_cast<uintptr_t>(memory.get()) % kAlign / sizeof(int32_t);
+  table.conv(args, geometry, plan, {weights.get(), starts.get(), memory.get() + (kAlign / sizeof(int32_t) - beyond)});
+  return reduced(extremes);
 }
 
 Two integer_conv(const py::array& x, int64_t zero_point, const py::array& kernel, const OptionalArray& bias, Two stride,
@@ -229,13 +232,7 @@ Two integer_conv(const py::array& x, int64_t zero_point, const py::array& kernel
   ProductArgs args = require_operands(x, zero_point, kernel, bias, kernel.shape(0), factors, out);
   if (out.size() == 0) return {0, 0};
   py::gil_scoped_release release;
-  const ConvScratch scratch(geometry, args.x);
-  std::vector<int32_t> weights(static_cast<size_t>(scratch.weights));
-  std::vector<int32_t> planes(static_cast<size_t>(scratch.at_a_time * scratch.sample + ConvScratch::kSlack));
-  std::vector<int64_t> offsets(static_cast<size_t>(scratch.taps)), extremes(static_cast<size_t>(2 * scratch.tasks));
-  args.extremes = extremes.data();
-  product_table().conv(args, geometry, scratch, weights.data(), planes.data(), offsets.data());
-  return reduced(extremes);
+  return run_conv(args, geometry);
 }
 
 Two integer_linear(const py::array& x, int64_t zero_point, const py::array& kernel, const OptionalArray& bias,
@@ -248,58 +245,24 @@ Two integer_linear(const py::array& x, int64_t zero_point, const py::array& kern
   require(kernel.size() > 0, "kernel must have elements");
   ProductArgs args = require_operands(x, zero_point, kernel, bias, kernel.shape(0), factors, out);
   if (out.size() == 0) return {0, 0};
-  const int64_t rows = x.shape(0), inputs = x.shape(1), outputs = kernel.shape(0);
   py::gil_scoped_release release;
-  const LinearScratch scratch(rows, inputs, outputs, args.x);
-  std::vector<int32_t> weights(static_cast<size_t>(scratch.weights + LinearScratch::kSlack));
-  std::vector<int32_t> operands(static_cast<size_t>(scratch.rows));
-  std::vector<int64_t> offsets(static_cast<size_t>(scratch.taps)), extremes(static_cast<size_t>(2 * scratch.tasks()));
-  args.extremes = extremes.data();
-  product_table().linear(args, rows, inputs, outputs, scratch, weights.data(), operands.data(), offsets.data());
-  return reduced(extremes);
-}
-
-CodeType require_codes(const py::array& codes, const char* name) {
-  const TypeRange type = type_of(codes, name);
-  require(type.type != CodeType::kInt32, name, " must have codes of 8 or 16 bits");
-  require_c_order(codes, name);
-  return type.type;
-}
-
-void require_factor(float factor, const char* name) {
-  require(factor >= 0x1p-20f && factor <= 0x1p20f, name, " must be in 2^-20..2^20, got ", factor);
-}
-
-void integer_sum(const py::array& a, const py::array& b, float factor_a, float factor_b, float rest, int64_t lowest,
-                 int64_t highest, py::array out) {
-  const CodeType a_type = require_codes(a, "a"), b_type = require_codes(b, "b");
-  const CodeType type = require_codes(out, "out");
-  const TypeRange range = type_of(out, "out");
-  require(out.writeable(), "out is read-only");
-  const bool same = shape_text(a) == shape_text(b) && shape_text(a) == shape_text(out);
-  require(same, "a, b and out must have one shape, got ", shape_text(a), ", ", shape_text(b), " and ", shape_text(out));
-  require_factor(factor_a, "factor_a");
-  require_factor(factor_b, "factor_b");
-  require(rest >= -0x1p24f && rest <= 0x1p24f, "rest must be within 2^24, got ", rest);
-  require(range.lowest <= lowest && lowest <= highest && highest <= range.highest, "codes ", lowest, "..", highest,
-          " do not fit the type of out, ", range.lowest, "..", range.highest);
-  require_apart(out, a);
-  require_apart(out, b);
-  const SumArgs args{a.data(),
-                     b.data(),
-                     a_type,
-                     b_type,
-                     factor_a,
-                     factor_b,
-                     rest,
-                     static_cast<int32_t>(lowest),
-                     static_cast<int32_t>(highest),
-                     out.mutable_data(),
-                     type,
-                     a.size()};
-  if (a.size() == 0) return;
-  py::gil_scoped_release release;
-  sum_table().run(args);
+  const ConvGeometry geometry{.samples = x.shape(0),
+                              .groups = 1,
+                              .inputs = x.shape(1),
+                              .outputs = kernel.shape(0),
+                              .height = 1,
+                              .width = 1,
+                              .kernel_height = 1,
+                              .kernel_width = 1,
+                              .stride_y = 1,
+                              .stride_x = 1,
+                              .top = 0,
+                              .left = 0,
+                              .dilation_y = 1,
+                              .dilation_x = 1,
+                              .out_height = 1,
+                              .out_width = 1};
+  return run_conv(args, geometry);
 }
 
 }  // namespace
@@ -318,8 +281,6 @@ void register_integer(py::module_& module) {
   module.def("integer_conv", &integer_conv, "A convolution on codes; the least and the greatest accumulator.",
              py::arg("x"), py::arg("zero_point"), py::arg("kernel"), py::arg("bias"), py::arg("stride"),
              py::arg("before"), py::arg("dilation"), py::arg("groups"), py::arg("factors"), py::arg("out"));
-  module.def("integer_sum", &integer_sum, "A sum of codes.", py::arg("a"), py::arg("b"), py::arg("factor_a"),
-             py::arg("factor_b"), py::arg("rest"), py::arg("lowest"), py::arg("highest"), py::arg("out"));
   module.def("integer_linear", &integer_linear, "A linear layer on codes; the least and the greatest accumulator.",
              py::arg("x"), py::arg("zero_point"), py::arg("kernel"), py::arg("bias"), py::arg("factors"),
              py::arg("out"));

@@ -12,6 +12,7 @@ void register_comparison(pybind11::module_& module);
 void register_perturbation(pybind11::module_& module);
 void register_factor(pybind11::module_& module);
 void register_integer(pybind11::module_& module);
+void register_integer_maps(pybind11::module_& module);
 void register_products(pybind11::module_& module);
 void register_rounding(pybind11::module_& module);
 void register_soft_rounding(pybind11::module_& module);
@@ -33,6 +34,7 @@ PYBIND11_MODULE(_core, module) {
   detent::bindings::register_perturbation(module);
   detent::bindings::register_factor(module);
   detent::bindings::register_integer(module);
+  detent::bindings::register_integer_maps(module);
   detent::bindings::register_products(module);
   detent::bindings::register_rounding(module);
   detent::bindings::register_soft_rounding(module);

@@ -53,8 +53,26 @@ void run(const SumArgs& args) {
   });
 }
 
+void of_values(const ValueSumArgs& args) {
+  parallel_for((args.n + kRun - 1) / kRun, kMinRunsPerThread, [&](int64_t which) {
+    const int64_t begin = which * kRun, n = kRun < args.n - begin ? kRun : args.n - begin;
+    int32_t a[kRun], b[kRun], codes[kRun];
+    widen_from(args.a, args.a_type, begin, n, a);
+    widen_from(args.b, args.b_type, begin, n, b);
+    const float scale_a = args.scale_a, scale_b = args.scale_b, scale = args.scale;
+    const int32_t zero_a = args.zero_a, zero_b = args.zero_b, zero = args.zero;
+    const float lower = static_cast<float>(args.lowest - zero), upper = static_cast<float>(args.highest - zero);
+    DETENT_INDEPENDENT_LOOP
+    for (int64_t i = 0; i < n; ++i) {
+      const float total = static_cast<float>(a[i] - zero_a) * scale_a + static_cast<float>(b[i] - zero_b) * scale_b;
+      codes[i] = static_cast<int32_t>(round_clamped(total / scale, lower, upper)) + zero;
+    }
+    narrow_to(codes, n, args.out, args.type, begin);
+  });
+}
+
 }  // namespace
 
-extern const SumTable sum_table = {.run = run};
+extern const SumTable sum_table = {.run = run, .of_values = of_values};
 
 }  // namespace detent::DETENT_ISA

@@ -15,6 +15,8 @@ Isa best_isa() {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512cd");
+  const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi");
+  if (vnni) return Isa::kAvx512Vnni;
   if (avx512) return Isa::kAvx512;
   if (avx2) return Isa::kAvx2;
 #endif
@@ -46,6 +48,8 @@ void set_isa(const std::string& name) { active_slot().store(static_cast<int>(par
 
 const char* isa_name(Isa isa) {
   switch (isa) {
+    case Isa::kAvx512Vnni:
+      return "avx512vnni";
     case Isa::kAvx512:
       return "avx512";
     case Isa::kAvx2:
@@ -57,7 +61,7 @@ const char* isa_name(Isa isa) {
 
 std::vector<std::string> compiled_isas() {
 #if defined(__x86_64__)
-  return {"baseline", "avx2", "avx512"};
+  return {"baseline", "avx2", "avx512", "avx512vnni"};
 #else
   return {"baseline"};
 #endif

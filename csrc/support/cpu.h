@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which instruction sets this machine has and which one is in use. Chosen once; DETENT_ISA=baseline|avx2|avx512 forces.
+// Which instruction sets this machine has and which one is in use. Chosen once; DETENT_ISA=<name> forces one of
+// baseline, avx2, avx512 and avx512vnni (with byte dot products and byte permutations: Ice Lake, Zen 4 and later).
 #pragma once
 
 #include <string>
@@ -7,7 +8,7 @@
 
 namespace detent {
 
-enum class Isa { kBaseline = 0, kAvx2 = 1, kAvx512 = 2 };
+enum class Isa { kBaseline = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Vnni = 3 };
 
 // The set in use. Never better than the machine.
 Isa active_isa();

@@ -14,26 +14,36 @@
 #include "support/cpu.h"
 
 #if defined(__x86_64__)
-#define DETENT_KERNEL_TABLE(Type, name) \
-  namespace baseline {                  \
-  extern const Type name;               \
-  }                                     \
-  namespace avx2 {                      \
-  extern const Type name;               \
-  }                                     \
-  namespace avx512 {                    \
-  extern const Type name;               \
-  }                                     \
-  inline const Type& name() {           \
-    switch (active_isa()) {             \
-      case Isa::kAvx512:                \
-        return avx512::name;            \
-      case Isa::kAvx2:                  \
-        return avx2::name;              \
-      default:                          \
-        return baseline::name;          \
-    }                                   \
-  }                                     \
+// The sets most kernels are compiled for; one beyond them takes the best of these.
+#define DETENT_KERNEL_TABLE(Type, name) DETENT_KERNEL_TABLE_WITH(Type, name, avx512)
+// For kernels that integer dot products speed up, compiled for these too (`detent_add_kernels` lists them apart).
+#define DETENT_DOT_KERNEL_TABLE(Type, name) \
+  namespace avx512vnni {                    \
+  extern const Type name;                   \
+  }                                         \
+  DETENT_KERNEL_TABLE_WITH(Type, name, avx512vnni)
+#define DETENT_KERNEL_TABLE_WITH(Type, name, best) \
+  namespace baseline {                             \
+  extern const Type name;                          \
+  }                                                \
+  namespace avx2 {                                 \
+  extern const Type name;                          \
+  }                                                \
+  namespace avx512 {                               \
+  extern const Type name;                          \
+  }                                                \
+  inline const Type& name() {                      \
+    switch (active_isa()) {                        \
+      case Isa::kAvx512Vnni:                       \
+        return best::name;                         \
+      case Isa::kAvx512:                           \
+        return avx512::name;                       \
+      case Isa::kAvx2:                             \
+        return avx2::name;                         \
+      default:                                     \
+        return baseline::name;                     \
+    }                                              \
+  }                                                \
   static_assert(true, "needs a semicolon")
 #else
 #define DETENT_KERNEL_TABLE(Type, name)                \
@@ -42,4 +52,5 @@
   }                                                    \
   inline const Type& name() { return baseline::name; } \
   static_assert(true, "needs a semicolon")
+#define DETENT_DOT_KERNEL_TABLE(Type, name) DETENT_KERNEL_TABLE(Type, name)
 #endif

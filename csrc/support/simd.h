@@ -52,6 +52,56 @@ inline Ints multiply_pairs(Ints a, Ints b) { return (Ints)_mm_madd_epi16((__m128
 inline Ints multiply_pairs(Ints a, Ints b) { return ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16); }
 #endif
 
+inline Ints add_pairs(Ints sum, Ints a, Ints b) { return sum + multiply_pairs(a, b); }
+
+// Lanes hold four codes each, unsigned ones in a and signed ones in b: the sum and their four products.
+#if defined(__AVX512VNNI__)
+constexpr bool kHasQuads = true;
+inline Ints add_quads(Ints sum, Ints a, Ints b) {
+  return (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
+}
+#else
+constexpr bool kHasQuads = false;
+#endif
+
+// One narrow integer for each lane, widened.
+template <class Code>
+inline Ints widened(const Code* x) {
+  typedef Code Few __attribute__((vector_size(kBytes / 4 * sizeof(Code)), aligned(1), may_alias));
+  return __builtin_convertvector(*reinterpret_cast<const Few*>(x), Ints);
+}
+
+// The lower bytes of all lanes, or of the first `count`.
+#if defined(__AVX512F__)
+inline void store_bytes(uint8_t* to, Ints x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8((__m512i)x));
+}
+inline void store_some_bytes(uint8_t* to, Ints x, int64_t count) {
+  _mm_mask_storeu_epi8(to, static_cast<__mmask16>((1u << count) - 1), _mm512_cvtepi32_epi8((__m512i)x));
+}
+#else
+inline void store_some_bytes(uint8_t* to, Ints x, int64_t count) {
+  for (int64_t l = 0; l < count; ++l) to[l] = static_cast<uint8_t>(x[l]);
+}
+inline void store_bytes(uint8_t* to, Ints x) {
+  typedef uint8_t Few __attribute__((vector_size(kBytes / 4)));
+  const Few bytes = __builtin_convertvector(x, Few);
+  __builtin_memcpy(to, &bytes, sizeof(bytes));
+}
+#endif
+
+// For each lane four bytes out of 64: those of `places`, or `fill` where `counts` has no bit. Of `from` only the bytes
+// with a bit in `read` are read.
+#if defined(__AVX512VBMI__)
+constexpr bool kHasBytePermutation = true;
+inline Ints pick_quads(const uint8_t* from, uint64_t read, const uint8_t* places, uint64_t counts, Ints fill) {
+  const __m512i bytes = _mm512_maskz_loadu_epi8(read, from);
+  return (Ints)_mm512_mask_permutexvar_epi8((__m512i)fill, counts, _mm512_loadu_si512(places), bytes);
+}
+#else
+constexpr bool kHasBytePermutation = false;
+#endif
+
 #if defined(__AVX512F__)
 
 // kDoubles floats, widened.

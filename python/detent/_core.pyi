@@ -102,6 +102,16 @@ def integer_conv(
     factors: RequantizeFactors,
     out: _Array,
 ) -> list[int]: ...
+def integer_linear(
+    x: _Array,
+    zero_point: int,
+    kernel: _Array,
+    bias: _Array | None,
+    factors: RequantizeFactors,
+    out: _Array,
+) -> list[int]: ...
+
+# bind_integer_maps.cpp
 def integer_sum(
     a: _Array,
     b: _Array,
@@ -112,14 +122,17 @@ def integer_sum(
     highest: int,
     out: _Array,
 ) -> None: ...
-def integer_linear(
-    x: _Array,
-    zero_point: int,
-    kernel: _Array,
-    bias: _Array | None,
-    factors: RequantizeFactors,
+def integer_value_sum(
+    a: _Array,
+    b: _Array,
+    scales: tuple[float, float, float],
+    zero_points: tuple[int, int, int],
+    lowest: int,
+    highest: int,
     out: _Array,
-) -> list[int]: ...
+) -> None: ...
+def integer_gather(x: _Array, places: _Array, fill: int, out: _Array) -> None: ...
+def integer_look_up(x: _Array, table: _Array, out: _Array) -> None: ...
 
 # bind_perturbation.cpp
 def perturbations(

@@ -28,6 +28,25 @@ CONVS: dict[str, dict[str, Any]] = {
     "grouped": {"x": (2, 6, 8, 8), "kernel": (9, 2, 3, 3), "groups": 3, "before": (1, 1)},
     "depthwise": {"x": (2, 7, 12, 10), "kernel": (7, 1, 3, 3), "groups": 7, "before": (1, 1)},
     "depthwise_strided": {"x": (2, 5, 13, 9), "kernel": (10, 1, 5, 5), "groups": 5, "stride": (2, 2), "before": (2, 2)},
+    "depthwise_small_maps": {"x": (5, 9, 4, 4), "kernel": (9, 1, 3, 3), "groups": 9, "before": (1, 1)},
+    "depthwise_rows_of_16": {"x": (2, 3, 20, 37), "kernel": (3, 1, 3, 3), "groups": 3, "before": (1, 1)},
+    "depthwise_many_rows": {
+        "x": (1, 2, 70, 9),
+        "kernel": (2, 1, 3, 2),
+        "groups": 2,
+        "before": (1, 0),
+        "stride": (2, 1),
+    },
+    "depthwise_dilated": {
+        "x": (2, 3, 19, 30),
+        "kernel": (3, 1, 3, 3),
+        "groups": 3,
+        "before": (3, 2),
+        "dilation": (3, 2),
+    },
+    "depthwise_beyond_64_bytes": {"x": (1, 2, 5, 90), "kernel": (2, 1, 3, 3), "groups": 2, "stride": (1, 5)},
+    "depthwise_much_padding": {"x": (1, 3, 2, 3), "kernel": (3, 1, 3, 3), "groups": 3, "before": (6, 7)},
+    "many_channels": {"x": (2, 600, 5, 5), "kernel": (33, 600, 3, 3), "before": (1, 1)},
     "uneven_padding": {"x": (1, 2, 6, 7), "kernel": (3, 2, 3, 3), "before": (0, 2), "after": (3, 1)},
     "much_padding": {"x": (1, 2, 2, 3), "kernel": (3, 2, 3, 3), "before": (6, 7)},
     "a_row": {"x": (3, 4, 1, 50), "kernel": (5, 4, 1, 7), "before": (0, 3)},
@@ -53,9 +72,9 @@ def ending(rule: Rule, outputs: int, dtype: Any, per_channel: bool = True) -> Re
     return Requantization.of(rule, spread * (1e-7 if wide else 1e-3), **ends)
 
 
-def check_conv(case: dict[str, Any], dtype: Any, rule: Rule, bias: bool = True) -> None:
+def check_conv(case: dict[str, Any], dtype: Any, rule: Rule, bias: bool = True, widened: int = 1) -> None:
     options = {key: value for key, value in case.items() if key not in ("x", "kernel")}
-    x, kernel = codes(case["x"], dtype), kernel_of(case["kernel"])
+    x, kernel = codes(case["x"], dtype), kernel_of(case["kernel"]) * np.int16(widened)
     outputs = len(kernel)
     options["zero_point"] = int(codes((1,), dtype, 5)[0])
     options["bias"] = np.random.default_rng(2).integers(-5000, 5000, outputs) if bias else None
@@ -80,6 +99,25 @@ def test_rules(rule: Rule) -> None:
     check_conv(CONVS["grouped"], np.int8, rule)
     if rule in ("float", "int16x8"):
         check_conv(CONVS["grouped"], np.int16, rule)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_rules_of_depthwise_layers(rule: Rule) -> None:
+    check_conv(CONVS["depthwise"], np.uint8, rule)
+    check_conv(CONVS["depthwise_small_maps"], np.int8, rule)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+@pytest.mark.parametrize("case", ["one_by_one", "three_by_three", "depthwise"])
+def test_kernels_beyond_8_bits(case: str, dtype: str) -> None:
+    check_conv(CONVS[case], TYPES[dtype], "float", widened=2)
+
+
+@pytest.mark.parametrize("end", [-128, 127, -129, 128])
+def test_kernels_at_the_ends_of_8_bits(end: int) -> None:
+    x, kernel = np.full((2, 5, 6, 6), 255, np.uint8), np.full((3, 5, 3, 3), end, np.int16)
+    how = ending("float", 3, np.uint8)
+    assert_parity(lambda: integer_conv(x, kernel, how, np.int8), twin.integer_conv(x, kernel, how, np.int8))
 
 
 @given(st.data())

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detent.kernels.integer_sum import integer_sum
+from detent.kernels.integer_sum import integer_sum, integer_value_sum
 from detent.kernels.reference import integer as twin
 from tests import cases
 from tests.fanout import assert_parity
@@ -62,6 +62,43 @@ def test_each_step_is_rounded_once() -> None:
     # A product rounded by itself ends on the other side of some ties.
     separate = np.rint(a * by_a + (b * by_b + rest)).clip(0, 255)
     assert np.sum(fused != separate) == 177
+
+
+VALUES: dict[str, Any] = {"scales": (0.0371, -0.0113, 0.0291), "zero_points": (3, 100, 21), "lowest": 5, "highest": 250}
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("size", cases.SIZES)
+def test_sums_of_values(size: str, dtype: str) -> None:
+    a, b = (codes((cases.SIZES[size],), TYPES[dtype], seed) for seed in (1, 2))
+    wanted = twin.integer_value_sum(a, b, np.uint8, **VALUES)
+    assert_parity(lambda: integer_value_sum(a, b, np.uint8, **VALUES), wanted)
+
+
+@settings(deadline=None)
+@given(st.tuples(*[st.floats(2.0**-20, 2.0**20, width=32)] * 3), st.tuples(*[st.integers(-128, 127)] * 3))
+def test_sums_of_any_values(scales: tuple[float, float, float], zero_points: tuple[int, int, int]) -> None:
+    a, b = codes((64,), np.int8, 1), codes((64,), np.int8, 2)
+    given = {"scales": scales, "zero_points": zero_points, "lowest": -(2**15), "highest": 2**15 - 1}
+    wanted = twin.integer_value_sum(a, b, np.int16, **given)
+    np.testing.assert_array_equal(integer_value_sum(a, b, np.int16, **given), wanted)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"a": np.zeros(3)}, "a must have dtype uint8"),
+        ({"b": np.zeros(4, np.uint8)}, "must have one shape"),
+        ({"scales": (float("inf"), 1.0, 1.0)}, "scales must be finite"),
+        ({"scales": (1.0, 1.0, -1.0)}, "the scale of out must be positive"),
+        ({"zero_points": (0, -1, 0)}, "the zero point -1 is no code"),
+        ({"highest": 256}, "do not fit the type of out"),
+    ],
+)
+def test_refusals_of_values(change: dict[str, Any], message: str) -> None:
+    given = {"a": np.zeros(3, np.uint8), "b": np.zeros(3, np.uint8), "dtype": np.uint8, **VALUES, **change}
+    with pytest.raises(ValueError, match=message):
+        integer_value_sum(given.pop("a"), given.pop("b"), given.pop("dtype"), **given)
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,16 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from detent.integer import fixed_point
+from detent.kernels.integer_moves import integer_gather, integer_look_up
 from detent.kernels.integer_products import integer_conv, integer_linear
-from detent.kernels.integer_sum import integer_sum
+from detent.kernels.integer_sum import integer_sum, integer_value_sum
 from detent.kernels.quantize import quantize
 from detent.kernels.requantize import Requantization, Rule, requantize
 
@@ -286,14 +288,16 @@ class Sum(Operation):
             scales = (first.scale, second.scale, grid.scale)
             bits = 8 * grid.dtype.itemsize
             return grid.clipped(fixed_point.total(left, -right if self.negative else right, scales, bits)), None
+        a, b = (np.ascontiguousarray(one) for one in np.broadcast_arrays(a, b))
+        ends = {"lowest": grid.lowest, "highest": grid.highest}
         if not self.fused or self.negative:
-            values = first.values(a)
-            return grid.codes(values - second.values(b) if self.negative else values + second.values(b)), None
+            scales = first.scale, -second.scale if self.negative else second.scale, grid.scale
+            zeros = first.zero_point, second.zero_point, grid.zero_point
+            return integer_value_sum(a, b, grid.dtype, scales=scales, zero_points=zeros, **ends), None
         by_a, by_b = (np.float32(one.scale) / np.float32(grid.scale) for one in self.sources)
         lost = by_a * np.float32(first.zero_point) + by_b * np.float32(second.zero_point)
         given: dict[str, Any] = {"factor_a": float(by_a), "factor_b": float(by_b), "rest": float(zero - lost)}
-        a, b = (np.ascontiguousarray(one) for one in np.broadcast_arrays(a, b))
-        return integer_sum(a, b, grid.dtype, lowest=grid.lowest, highest=grid.highest, **given), None
+        return integer_sum(a, b, grid.dtype, **given, **ends), None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -348,6 +352,11 @@ class Window:
         found: npt.NDArray[Any] = windows[index]
         return found
 
+    def entries(self, windows: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+        """What `of` gave, entry by entry of the window: NumPy is slow along axes as short as these."""
+        places: list[Any] = [(Ellipsis, *place) for place in np.ndindex(*self.size)]
+        return [windows[place] for place in places]
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MaximumPool(Operation):
@@ -359,8 +368,7 @@ class MaximumPool(Operation):
         """As `Operation`."""
         (x,) = inputs
         windows = self.window.of(x, int(np.iinfo(x.dtype).min))
-        axes = tuple(range(-len(self.window.size), 0))
-        return np.ascontiguousarray(windows.max(axis=axes)), None
+        return np.ascontiguousarray(reduce(np.maximum, self.window.entries(windows))), None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -385,11 +393,12 @@ class Average(Operation):
 
     def run(self, *inputs: Codes) -> tuple[Codes, Extremes | None]:
         """As `Operation`."""
-        centred = self.source.centred(inputs[0])
+        (x,) = inputs
         if self.window is None:
-            sums = centred.sum(axis=self.axes, keepdims=self.keep)
+            sums = x.sum(axis=self.axes, keepdims=self.keep, dtype=np.int64)
+            sums = sums - self.source.zero_point * (x.size // max(1, sums.size))
         else:
-            sums = self.window.of(centred, 0).sum(axis=tuple(range(-len(self.window.size), 0)))
+            sums = sum(self.window.entries(self.window.of(self.source.centred(x), 0)))
         if self.fixed_point:
             return self._whole(sums)
         extremes = (int(sums.min()), int(sums.max())) if sums.size else (0, 0)
@@ -425,8 +434,7 @@ class Table(Operation):
 
     def run(self, *inputs: Codes) -> tuple[Codes, Extremes | None]:
         """As `Operation`."""
-        (x,) = inputs
-        return self.table[x.astype(np.int32) - int(np.iinfo(x.dtype).min)], None
+        return integer_look_up(np.ascontiguousarray(inputs[0]), self.table), None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -461,10 +469,8 @@ class Move(Operation):
         (x,) = inputs
         if self.places is None:
             return x.reshape(len(x), *self.shape), None
-        flat = x.reshape(len(x), -1)
-        moved = np.take(flat, np.maximum(self.places, 0), axis=1)
-        if bool((self.places < 0).any()):
-            moved[:, self.places < 0] = self.grid.zero_point
+        flat = np.ascontiguousarray(x).reshape(len(x), -1)
+        moved = integer_gather(flat, self.places, fill=self.grid.zero_point)
         return moved.reshape(len(x), *self.shape), None
 
 

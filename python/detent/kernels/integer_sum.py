@@ -1,4 +1,4 @@
-"""Sums of two tensors of codes, in the two fused steps of onnxruntime's `QLinearAdd`."""
+"""Sums of two tensors of codes: in the fused steps of onnxruntime's `QLinearAdd`, or of the values they stand for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy.typing as npt
 from detent import _core
 from detent.kernels.arrays import ArrayLike, as_array
 
-__all__ = ["integer_sum"]
+__all__ = ["integer_sum", "integer_value_sum"]
 
 
 def integer_sum(
@@ -43,4 +43,35 @@ def integer_sum(
     first, second = as_array(a, "a"), as_array(b, "b")
     out = np.empty(first.shape, dtype)
     _core.integer_sum(first, second, factor_a, factor_b, rest, lowest, highest, out)
+    return out
+
+
+def integer_value_sum(
+    a: ArrayLike,
+    b: ArrayLike,
+    dtype: npt.DTypeLike,
+    *,
+    scales: tuple[float, float, float],
+    zero_points: tuple[int, int, int],
+    lowest: int,
+    highest: int,
+) -> npt.NDArray[Any]:
+    """Codes of `(a - zero point) * scale + (b - zero point) * scale`, all of it in float32, rounded half to even.
+
+    Args:
+        a: codes of 8 or 16 bits, in C order.
+        b: likewise, of the same shape.
+        dtype: of the result: uint8, int8, uint16 or int16.
+        scales: of `a`, `b` and the result, float32 numbers; a negative one subtracts.
+        zero_points: likewise.
+        lowest: code.
+        highest: code.
+
+    Raises:
+        ValueError: a wrong dtype, shape, layout or number; the message says which.
+        TypeError: not an array.
+    """
+    first, second = as_array(a, "a"), as_array(b, "b")
+    out = np.empty(first.shape, dtype)
+    _core.integer_value_sum(first, second, scales, zero_points, lowest, highest, out)
     return out

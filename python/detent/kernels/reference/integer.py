@@ -1,4 +1,4 @@
-"""Twins of `detent.kernels.requantize`, `integer_products` and `integer_sum`, in the words of the runtimes."""
+"""Twins of `detent.kernels.requantize`, `integer_products`, `_sum` and `_moves`, in the words of the runtimes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ import numpy.typing as npt
 
 from detent.kernels.requantize import Requantization
 
-__all__ = ["integer_conv", "integer_linear", "integer_sum", "requantize"]
+__all__ = [
+    "integer_conv",
+    "integer_gather",
+    "integer_linear",
+    "integer_look_up",
+    "integer_sum",
+    "integer_value_sum",
+    "requantize",
+]
 
 Integers = npt.NDArray[np.int64]
 Array = npt.NDArray[Any]
@@ -146,6 +154,39 @@ def integer_sum(
     inner = (b.astype(exact) * exact(np.float32(factor_b)) + exact(np.float32(rest))).astype(np.float32)
     total = (a.astype(exact) * exact(np.float32(factor_a)) + inner.astype(exact)).astype(np.float32)
     found: Array = np.clip(np.rint(total), lowest, highest).astype(dtype)
+    return found
+
+
+def integer_value_sum(
+    a: Array,
+    b: Array,
+    dtype: npt.DTypeLike,
+    *,
+    scales: tuple[float, float, float],
+    zero_points: tuple[int, int, int],
+    lowest: int,
+    highest: int,
+) -> Array:
+    """Twin of `kernels.integer_sum.integer_value_sum`."""
+    terms = [
+        (codes.astype(np.int32) - np.int32(zero)).astype(np.float32) * np.float32(scale)
+        for codes, scale, zero in zip((a, b), scales, zero_points, strict=False)
+    ]
+    steps = np.rint((terms[0] + terms[1]) / np.float32(scales[2]))
+    zero = zero_points[2]
+    found: Array = (np.clip(steps, lowest - zero, highest - zero) + zero).astype(dtype)
+    return found
+
+
+def integer_gather(x: Array, places: Array, *, fill: int) -> Array:
+    """Twin of `kernels.integer_moves.integer_gather`."""
+    padded = np.concatenate([x, np.full((len(x), 1), fill, x.dtype)], axis=1)
+    return padded[:, np.where(places < 0, x.shape[1], places)]
+
+
+def integer_look_up(x: Array, table: Array) -> Array:
+    """Twin of `kernels.integer_moves.integer_look_up`."""
+    found: Array = table[x.astype(np.int64) - np.iinfo(x.dtype).min]
     return found
 
 
