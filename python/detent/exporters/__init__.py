@@ -9,6 +9,7 @@ from detent.exporters.onnx_values import ValueAgreement, verify_onnx_values
 from detent.exporters.onnx_verify import OnnxAgreement, verify_onnx
 from detent.exporters.report import ExportReport
 from detent.exporters.subject import ExportableModel
+from detent.exporters.weights import export_weights, load
 
 __all__ = [
     "FORMATS",
@@ -21,6 +22,8 @@ __all__ = [
     "check_io_type",
     "export",
     "export_onnx",
+    "export_weights",
+    "load",
     "verify_onnx",
     "verify_onnx_values",
 ]

@@ -12,6 +12,7 @@ from detent.errors import ConfigError
 from detent.exporters.onnx_qdq import export_onnx
 from detent.exporters.report import ExportReport
 from detent.exporters.subject import ExportableModel
+from detent.exporters.weights import export_weights
 
 __all__ = ["FORMATS", "SUFFIXES", "Format", "export"]
 
@@ -40,6 +41,8 @@ SUFFIXES: Final[Registry[str]] = Registry("file suffix")
 
 FORMATS.add("onnx", Format(title="ONNX with QuantizeLinear and DequantizeLinear", write=export_onnx))
 SUFFIXES.add(".onnx", "onnx")
+FORMATS.add("safetensors", Format(title="packed codes for detent.load", write=export_weights))
+SUFFIXES.add(".safetensors", "safetensors")
 
 
 def export(qmodel: ExportableModel, path: str | Path, *, format: str | None = None, **options: Any) -> ExportReport:
