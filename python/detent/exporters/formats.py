@@ -10,6 +10,7 @@ from typing import Any, Final
 from detent._registry import Registry, unknown_name
 from detent.errors import ConfigError
 from detent.exporters.onnx_qdq import export_onnx
+from detent.exporters.pt2e import export_pt2e
 from detent.exporters.report import ExportReport
 from detent.exporters.subject import ExportableModel
 from detent.exporters.weights import export_weights
@@ -41,6 +42,8 @@ SUFFIXES: Final[Registry[str]] = Registry("file suffix")
 
 FORMATS.add("onnx", Format(title="ONNX with QuantizeLinear and DequantizeLinear", write=export_onnx))
 SUFFIXES.add(".onnx", "onnx")
+FORMATS.add("pt2e", Format(title="ExportedProgram with quantized_decomposed operators", write=export_pt2e))
+SUFFIXES.add(".pt2", "pt2e")
 FORMATS.add("safetensors", Format(title="packed codes for detent.load", write=export_weights))
 SUFFIXES.add(".safetensors", "safetensors")
 

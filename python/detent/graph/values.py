@@ -35,7 +35,7 @@ def record_values(module: fx.GraphModule, inputs: Sequence[InputSpec], *, dynami
         with quiet_torch(), mode, torch.no_grad():
             _Recorder(module).run(*given, enable_io_processing=False)
     except Exception as error:
-        raise FormatError(f"the network does not run ({type(error).__name__}: {error})") from None
+        raise FormatError(f"the network does not run ({type(error).__name__}: {error})") from error
 
 
 class _Recorder(fx.Interpreter):
