@@ -133,16 +133,13 @@ def load(path: str | Path) -> QuantizedModel:
 
 def _freeze_kernels(module: fx.GraphModule) -> tuple[str, ...]:
     """Put codes in place of kernels in training."""
-    frozen = [
-        quantizer_argument(node, 0, "x").target
-        for node in list(module.graph.nodes)
-        if quantizer_name(node) is not None and with_stored_codes(module, node) is not node
-    ]
+    nodes = [node for node in module.graph.nodes if quantizer_name(node) is not None]
+    frozen = sum(with_stored_codes(module, node) is not node for node in nodes)
     module.graph.eliminate_dead_code()
     module.recompile()
     if not frozen:
         return ()
-    return (f"{len(frozen)} kernels were being trained: they are written as their present codes and load as those",)
+    return (f"{frozen} kernels were being trained: they are written as their present codes and load as those",)
 
 
 def _widths(module: fx.GraphModule, plan: QuantPlan) -> dict[str, int]:
