@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         QuantizationConfig,
     )
     from detent.curvature import estimate_traces
-    from detent.exporters import export
+    from detent.exporters import export, load
     from detent.graph import Graph
     from detent.integer import IntegerProgram, lower
     from detent.mixed_precision import Resources, resources
@@ -91,6 +91,7 @@ __all__ = [
     "export",
     "keep_accuracy",
     "learn_rounding",
+    "load",
     "load_target",
     "lower",
     "pareto",
@@ -135,6 +136,7 @@ _HOMES: Final = {
     "export": "detent.exporters",
     "keep_accuracy": "detent.pipeline",
     "learn_rounding": "detent.pipeline",
+    "load": "detent.exporters",
     "load_target": "detent.targets",
     "lower": "detent.integer",
     "pareto": "detent.pipeline",

@@ -7,9 +7,11 @@ from detent.exporters.onnx_io import check_io_type
 from detent.exporters.onnx_qdq import export_onnx
 from detent.exporters.onnx_values import ValueAgreement, verify_onnx_values
 from detent.exporters.onnx_verify import OnnxAgreement, verify_onnx
+from detent.exporters.pt2e import export_pt2e, to_exported_program
 from detent.exporters.report import ExportReport
 from detent.exporters.subject import ExportableModel
 from detent.exporters.verification import TensorAgreement, Verification, verify
+from detent.exporters.weights import export_weights, load
 
 __all__ = [
     "FORMATS",
@@ -24,7 +26,11 @@ __all__ = [
     "check_io_type",
     "export",
     "export_onnx",
+    "export_pt2e",
+    "export_weights",
     "format_of",
+    "load",
+    "to_exported_program",
     "verify",
     "verify_onnx",
     "verify_onnx_values",

@@ -11,9 +11,11 @@ from detent._registry import Registry, unknown_name
 from detent.errors import ConfigError
 from detent.exporters.c_header import export_c_header
 from detent.exporters.onnx_qdq import export_onnx
+from detent.exporters.pt2e import export_pt2e
 from detent.exporters.report import ExportReport
 from detent.exporters.subject import ExportableModel
 from detent.exporters.tflite import TFLITE_OPERATORS, export_tflite
+from detent.exporters.weights import export_weights
 
 __all__ = ["FORMATS", "SUFFIXES", "Format", "export", "format_of"]
 
@@ -46,6 +48,10 @@ FORMATS.add("tflite", Format(title="TensorFlow Lite", write=export_tflite, opera
 SUFFIXES.add(".tflite", "tflite")
 FORMATS.add("c", Format(title="C header with TensorFlow Lite", write=export_c_header, operators=TFLITE_OPERATORS))
 SUFFIXES.add(".h", "c")
+FORMATS.add("pt2e", Format(title="ExportedProgram with quantized_decomposed operators", write=export_pt2e))
+SUFFIXES.add(".pt2", "pt2e")
+FORMATS.add("safetensors", Format(title="packed codes for detent.load", write=export_weights))
+SUFFIXES.add(".safetensors", "safetensors")
 
 
 def format_of(path: str | Path) -> str:

@@ -43,6 +43,9 @@ class ExportableModel(Protocol):
     def dynamic_batch(self) -> bool: ...
 
     @property
+    def notes(self) -> Sequence[str]: ...
+
+    @property
     def preprocessing(self) -> Mapping[str, Preprocessing]: ...
 
     @property

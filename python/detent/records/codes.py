@@ -17,9 +17,10 @@ from detent._registry import unknown_name
 from detent.errors import ConfigError
 from detent.records.grid import Grid
 
-__all__ = ["KernelCodes"]
+__all__ = ["KernelCodes", "pack_codes", "unpack_codes"]
 
 _KEYS: Final = ("method", "shape", "check", "packed")
+_BLOCK: Final = 1 << 20
 _REMEDY: Final = "remove `codes` to round the kernel to nearest, or round it again"
 
 Codes = npt.NDArray[Any]
@@ -60,7 +61,7 @@ class KernelCodes:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: codes in as many bits as they have, the lowest bit first, in base64."""
-        packed = _pack(self.codes, self.grid.bits)
+        packed = pack_codes(self.codes, self.grid.bits)
         return {
             "method": self.method,
             "shape": list(self.codes.shape),
@@ -90,25 +91,37 @@ class KernelCodes:
         count = int(np.prod(shape, dtype=object))
         if len(packed) != -(-count * grid.bits // 8) or data.get("check") != _check(grid, packed):
             raise ConfigError("the codes are not those of this grid: one was edited", where=where, remedy=_REMEDY)
-        codes = _unpack(packed, count, grid).reshape(shape)
+        codes = unpack_codes(packed, count, grid.bits, signed=grid.code_range[0] < 0).reshape(shape)
         try:
             return cls(codes=codes, method=str(data.get("method", "edited")), grid=grid)
         except ConfigError as error:
             raise error.at(where) from None
 
 
-def _pack(codes: Codes, bits: int) -> bytes:
-    words = codes.reshape(-1).astype(np.uint16)  # two's complement
-    places = np.arange(bits, dtype=np.uint16)
-    return np.packbits(((words[:, None] >> places) & 1).astype(np.uint8), bitorder="little").tobytes()
+def pack_codes(codes: Codes, bits: int) -> bytes:
+    """Codes of 1 to 16 bits in C order, without gaps: of each code and of each byte the lowest bit first."""
+    flat, places = codes.reshape(-1), np.arange(bits, dtype=np.uint16)
+    parts = []
+    # Whole bytes at a time: each bit takes a byte of memory on the way.
+    for start in range(0, flat.size, _BLOCK):
+        words = flat[start : start + _BLOCK].astype(np.uint16)  # two's complement
+        found = ((words[:, None] >> places) & 1).astype(np.uint8)
+        parts.append(np.packbits(found, bitorder="little").tobytes())
+    return b"".join(parts)
 
 
-def _unpack(packed: bytes, count: int, grid: Grid) -> npt.NDArray[np.int32]:
-    found = np.unpackbits(np.frombuffer(packed, np.uint8), count=count * grid.bits, bitorder="little")
-    weights = (1 << np.arange(grid.bits)).astype(np.int32)
-    codes: npt.NDArray[np.int32] = found.reshape(count, grid.bits).astype(np.int32) @ weights
-    lowest, highest = grid.code_range
-    return np.where(codes > highest, codes - (1 << grid.bits), codes) if lowest < 0 else codes
+def unpack_codes(packed: bytes, count: int, bits: int, *, signed: bool) -> npt.NDArray[np.int32]:
+    """The codes that `pack_codes` packed, int32 `[count]`."""
+    codes = np.empty(count, np.int32)
+    weights = (1 << np.arange(bits)).astype(np.int32)
+    for start in range(0, count, _BLOCK):
+        size = min(_BLOCK, count - start)
+        part = np.frombuffer(packed, np.uint8, count=-(-size * bits // 8), offset=start * bits // 8)
+        found = np.unpackbits(part, count=size * bits, bitorder="little")
+        codes[start : start + size] = found.reshape(size, bits).astype(np.int32) @ weights
+    if signed:
+        codes[codes >= 1 << (bits - 1)] -= 1 << bits
+    return codes
 
 
 def _check(grid: Grid, packed: bytes) -> str:
