@@ -10,6 +10,7 @@ from typing import Any, Final
 from detent._registry import Registry, unknown_name
 from detent.errors import ConfigError
 from detent.exporters.onnx_qdq import export_onnx
+from detent.exporters.onnx_qoperator import export_qoperator
 from detent.exporters.report import ExportReport
 from detent.exporters.subject import ExportableModel
 
@@ -40,6 +41,7 @@ SUFFIXES: Final[Registry[str]] = Registry("file suffix")
 
 FORMATS.add("onnx", Format(title="ONNX with QuantizeLinear and DequantizeLinear", write=export_onnx))
 SUFFIXES.add(".onnx", "onnx")
+FORMATS.add("qoperator", Format(title="ONNX with operators on codes", write=export_qoperator))
 
 
 def export(qmodel: ExportableModel, path: str | Path, *, format: str | None = None, **options: Any) -> ExportReport:
