@@ -12,11 +12,12 @@ from typing import Final
 
 from detent._registry import Registry
 from detent.errors import ExportError
+from detent.exporters.onnx_graph import OnnxGraph
 from detent.exporters.onnx_openvino import check_openvino
 from detent.exporters.onnx_quantized import QdqGraph, QuantizedValue
 from detent.exporters.onnx_tensorrt import check_tensorrt
 
-__all__ = ["DIALECTS", "Dialect", "check_onnxruntime", "choose_dialect"]
+__all__ = ["DIALECTS", "Dialect", "check_onnxruntime", "choose_dialect", "note_float_kernels"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,26 @@ def check_onnxruntime(qdq: QdqGraph) -> list[str]:
                 where=value.where,
                 remedy="store them in 4 bits",
             )
-    return [note for found, note in _ONNXRUNTIME_NOTES if any(map(found, values))]
+    notes = [note for found, note in _ONNXRUNTIME_NOTES if any(map(found, values))]
+    return [*notes, *note_float_kernels(qdq.graph)]
+
+
+def note_float_kernels(graph: OnnxGraph) -> list[str]:
+    """What onnxruntime does with kernels in float whose inputs are on grids."""
+    expanded = {node.output[0] for node in graph.nodes if node.op_type == "DequantizeLinear"}
+    layers = [
+        node.input[1].removesuffix(".weight")
+        for node in graph.nodes
+        if node.op_type in ("Conv", "ConvTranspose", "Gemm")
+        and node.input[0] in expanded
+        and node.input[1] in graph.initializers
+    ]
+    if not layers:
+        return []
+    return [
+        f"kernels in float behind quantizers ({', '.join(layers)}): onnxruntime quantizes them to 8 bits on its own "
+        "unless the session option session.disable_quant_qdq is 1"
+    ]
 
 
 def _is_activation(value: QuantizedValue, *dtypes: str) -> bool:
@@ -73,8 +93,8 @@ def _is_block_of_four_bits(value: QuantizedValue) -> bool:
 _ONNXRUNTIME_NOTES: Final[tuple[tuple[Callable[[QuantizedValue], bool], str], ...]] = (
     (
         lambda value: _is_activation(value, "int8"),
-        "int8 activations: onnxruntime's integer kernels take them with the session option session.qdqisint8allowed=1; "
-        "without it layers run in float",
+        "int8 activations: onnxruntime's integer kernels take all of them only with the session option "
+        "session.qdqisint8allowed=1; without it some layers run in float",
     ),
     (
         lambda value: value.stored and value.dtype == "int8" and bool(value.read_by("Conv", "Gemm", "MatMul")),

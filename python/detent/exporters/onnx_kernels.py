@@ -73,14 +73,16 @@ def integer_kernels(
 
 
 def _layers(graph: Any) -> dict[str, str]:
-    """Node name to layer: that of the stored kernel, else the name of the result."""
+    """Names of nodes and results to layer: that of the stored kernel, else the name of the result."""
     stored = {tensor.name for tensor in graph.initializer}
     expanded = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in stored}
     layers = {}
     for node in graph.node:
         kernels = [name for name in node.input[1:2] if name in expanded or name in stored]
         if any(node.op_type.endswith(word) for word in _FLOAT_WORDS):
-            layers[node.name] = _owner(kernels[0]) if kernels else node.output[0]
+            # Optimized nodes bear one of these names, with an ending or not.
+            for name in (node.name, node.output[0]):
+                layers[name] = _owner(kernels[0]) if kernels else node.output[0]
     return layers
 
 
@@ -89,6 +91,6 @@ def _owner(kernel: str) -> str:
 
 
 def _layer_of(node: Any, layers: Mapping[str, str]) -> str:
-    """The layer of an optimized node, whose name begins with that of a node of the file."""
+    """The layer of an optimized node, whose name begins with one of the file."""
     known = [name for name in layers if node.name.startswith(name)]
     return layers[max(known, key=len)] if known else node.name or node.output[0]

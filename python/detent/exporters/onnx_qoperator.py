@@ -13,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from detent.errors import ExportError
+from detent.exporters.onnx_dialects import note_float_kernels
 from detent.exporters.onnx_graph import OnnxGraph
 from detent.exporters.onnx_integer_forms import FORMS, MICROSOFT, Codes, Wanted
 from detent.exporters.onnx_io import IoChoice
@@ -69,7 +70,7 @@ def export_qoperator(
                 remedy="leave out `strict` to compute them in float, or write the format 'onnx'",
             )
         notes = [f"in float, between codes: {name}" for name in remaining]
-        return [*notes, *_widened(qdq.graph)]
+        return [*notes, *_widened(qdq.graph), *note_float_kernels(qdq.graph)]
 
     domains = {MICROSOFT: 1}
     return finish_onnx(found, path, format="qoperator", rounding="float", notes=(), rewrite=rewrite, domains=domains)

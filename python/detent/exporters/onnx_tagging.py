@@ -169,7 +169,9 @@ def _describe(node: fx.Node, module: fx.GraphModule, plan: QuantPlan) -> Quantiz
     subject = _argument(node, 0, "x")
     if subject.op != "get_attr":
         name = str(subject.meta.get(NAME, subject.name))
-        return Quantizer(name=name, bits=None, where=describe_place(subject))
+        place = describe_place(subject)
+        # An input has no line of its own; the one that reads it has.
+        return Quantizer(name=name, bits=None, where=describe_place(node, name) if place == name else place)
     name = re.sub(r"[._]codes$", "", str(subject.target))
     whole = _attribute(module, subject).dtype == torch.int32
     return Quantizer(
