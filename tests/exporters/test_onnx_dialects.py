@@ -33,6 +33,8 @@ from detent.exporters.onnx_openvino import check_openvino
 from detent.exporters.onnx_quantized import QuantizedValue
 
 INT8 = symmetric(narrow_range=False)
+FUSED = {"stem": keep_float, "depthwise": keep_float}
+"""No grids between convolution and ReLU."""
 
 
 def images(count: int = 8) -> torch.Tensor:
@@ -41,7 +43,9 @@ def images(count: int = 8) -> torch.Tensor:
 
 def by_hand(**options: Any) -> HandQuantized:
     torch.manual_seed(0)
-    return quantize_by_hand(Residual().eval(), images(), **{"activations": INT8, "biases": False, **options})
+    return quantize_by_hand(
+        Residual().eval(), images(), **{"activations": mixed(INT8, FUSED), "biases": False, **options}
+    )
 
 
 @pytest.mark.parametrize("name", ["conv_chain", "residual", "mobile", "grouped", "decoder", "perceptron", "attention"])
@@ -56,9 +60,8 @@ def test_models_for_tensorrt_pass(name: str, tmp_path: Path) -> None:
 
 
 def test_hand_made_int8_passes_every_dialect(tmp_path: Path) -> None:
-    relu_in_float = mixed(INT8, {"relu": keep_float})
+    qmodel = by_hand()
     for dialect in DIALECTS:
-        qmodel = by_hand() if dialect != "tensorrt" else by_hand(activations=relu_in_float)
         report = export(qmodel, tmp_path / f"{dialect}.onnx", dialect=dialect)
         assert verify_onnx(report.path, qmodel, images()).largest_steps <= 1
 
@@ -67,7 +70,7 @@ REFUSED_BY_TENSORRT: dict[str, tuple[dict[str, Any], str, str]] = {
     "uint8": ({"activations": uniform()}, "uint8 codes", "signed, symmetric grids"),
     "zero points": ({"activations": uniform(signed=True)}, "zero points other than 0", "symmetric grids"),
     "one zero point": (
-        {"activations": mixed(INT8, {"pointwise": uniform(signed=True)})},
+        {"activations": mixed(INT8, {**FUSED, "pointwise": uniform(signed=True)})},
         "zero points other than 0",
         "symmetric grids",
     ),
@@ -100,12 +103,12 @@ REFUSED_BY_TENSORRT: dict[str, tuple[dict[str, Any], str, str]] = {
         "output channels of Conv, axis 0",
     ),
     "before relu": (
-        {"activations": mixed(INT8, {"relu": keep_float, "stem": INT8})},
+        {"activations": mixed(INT8, {"depthwise": keep_float})},
         "between a convolution and what is fused behind it",
         "leave stem in float, so that Relu is fused",
     ),
     "one operand": (
-        {"activations": mixed(INT8, {"pointwise": keep_float})},
+        {"activations": mixed(INT8, {**FUSED, "pointwise": keep_float})},
         "a quantized value and one in float",
         "both inputs",
     ),
@@ -174,7 +177,7 @@ def test_openvino_says_where_pixels_lie_on_ties(tmp_path: Path) -> None:
     for step, ties in ((1 / 127.5, True), (1 / 128, False)):
         qmodel = detent.quantize(Residual().eval(), pixels, target="onnxruntime", preprocessing=record, progress=False)
         scale = str(_input_quantizer(qmodel).args[1].target)
-        qmodel.graph_module.get_buffer(scale).fill_(2 * step if ties else step)
+        qmodel.graph_module.get_buffer(scale).fill_(step)
         notes = export(qmodel, tmp_path / "model.onnx", dialect="openvino").notes
         assert any("INFERENCE_PRECISION_HINT to f32" in note for note in notes)
         assert any("lie on one" in note for note in notes) == ties
@@ -212,7 +215,7 @@ def test_two_bits_are_refused_by_name(tmp_path: Path) -> None:
             check(TwoBits())  # type: ignore[arg-type]
         assert found.value.where == "head.weight (net.py:3)"
     # What detent writes of 2 bits lies in 4, and runs.
-    qmodel = by_hand(weights=symmetric(2, axis=0))
+    qmodel = by_hand(activations=uniform(), weights=symmetric(2, axis=0))
     assert verify_onnx(export(qmodel, tmp_path / "model.onnx"), qmodel, images(), optimize=True).largest_steps <= 1
 
 
