@@ -257,6 +257,15 @@ def test_onnxruntime_is_told_what_a_file_needs(options: dict[str, Any], note: st
     assert plain == ()
 
 
+def test_int8_files_of_opset_21_load_with_their_session_option(tmp_path: Path) -> None:
+    report = export(by_hand(weights=symmetric(4, axis=0)), tmp_path / "model.onnx", dialect="onnxruntime")
+    assert any("files of opset 21 may not load" in note for note in report.notes)
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.qdqisint8allowed", "1")
+    session = onnxruntime.InferenceSession(report.path, options, providers=["CPUExecutionProvider"])
+    assert session.run(None, {"x": images().numpy()})[0].shape == (8, 10)
+
+
 def test_the_dialect_is_that_of_the_target_or_onnxruntimes(tmp_path: Path) -> None:
     torch.manual_seed(0)
     for target, rounding in (("tensorrt", None), ("onnxruntime", "float"), ("imx500", "float"), ("tflite", "float")):

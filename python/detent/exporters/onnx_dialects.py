@@ -66,7 +66,11 @@ def check_onnxruntime(qdq: QdqGraph) -> list[str]:
 
 def note_float_kernels(graph: OnnxGraph) -> list[str]:
     """What onnxruntime does with kernels in float whose inputs are on grids."""
-    expanded = {node.output[0] for node in graph.nodes if node.op_type == "DequantizeLinear"}
+    # Where onnxruntime carries quantizers past moves.
+    expanded: set[str] = set()
+    for node in graph.nodes:
+        if node.op_type == "DequantizeLinear" or (node.op_type in _CARRIED and node.input[0] in expanded):
+            expanded.update(node.output)
     layers = [
         node.input[1].removesuffix(".weight")
         for node in graph.nodes
@@ -94,7 +98,7 @@ _ONNXRUNTIME_NOTES: Final[tuple[tuple[Callable[[QuantizedValue], bool], str], ..
     (
         lambda value: _is_activation(value, "int8"),
         "int8 activations: onnxruntime's integer kernels take all of them only with the session option "
-        "session.qdqisint8allowed=1; without it some layers run in float",
+        "session.qdqisint8allowed=1; without it some layers run in float, and files of opset 21 may not load",
     ),
     (
         lambda value: value.stored and value.dtype == "int8" and bool(value.read_by("Conv", "Gemm", "MatMul")),
@@ -116,6 +120,8 @@ _ONNXRUNTIME_NOTES: Final[tuple[tuple[Callable[[QuantizedValue], bool], str], ..
         "16-bit activations: onnxruntime computes their layers in float, whose sums are rounded in an order of its own",
     ),
 )
+
+_CARRIED: Final = ("Flatten", "MaxPool", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 
 DIALECTS: Final[Registry[Dialect]] = Registry("ONNX dialect")
 """By name; a target of the same name takes it unless another is asked for."""
