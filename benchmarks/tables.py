@@ -85,7 +85,13 @@ def render() -> str:
         ]
     lines += mixed_precision_summary()
     lines += rounding_summary()
-    for title, name in (("Whole runs", "ptq"), ("Exported ONNX in onnxruntime", "onnx"), ("Kernels", "kernels")):
+    sections = (
+        ("Whole runs", "ptq"),
+        ("Exported ONNX in onnxruntime", "onnx"),
+        ("Exported files", "export"),
+        ("Kernels", "kernels"),
+    )
+    for title, name in sections:
         data = load(name)
         if data:
             lines += [f"**{title}**", "", *measured_rows(data), ""]

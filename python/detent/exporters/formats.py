@@ -11,6 +11,7 @@ from detent._registry import Registry, unknown_name
 from detent.errors import ConfigError
 from detent.exporters.c_header import export_c_header
 from detent.exporters.onnx_qdq import export_onnx
+from detent.exporters.onnx_qoperator import export_qoperator
 from detent.exporters.pt2e import export_pt2e
 from detent.exporters.report import ExportReport
 from detent.exporters.subject import ExportableModel
@@ -52,6 +53,7 @@ FORMATS.add("pt2e", Format(title="ExportedProgram with quantized_decomposed oper
 SUFFIXES.add(".pt2", "pt2e")
 FORMATS.add("safetensors", Format(title="packed codes for detent.load", write=export_weights))
 SUFFIXES.add(".safetensors", "safetensors")
+FORMATS.add("qoperator", Format(title="ONNX with operators on codes", write=export_qoperator))
 
 
 def format_of(path: str | Path) -> str:

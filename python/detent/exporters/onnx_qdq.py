@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from torch import fx
@@ -19,18 +21,28 @@ from torch.utils import _pytree as pytree
 
 from detent import _core
 from detent.errors import ExportError
+from detent.exporters.onnx_dialects import choose_dialect
 from detent.exporters.onnx_graph import OnnxGraph
 from detent.exporters.onnx_io import IoChoice, resolve_io_types, set_io_types
-from detent.exporters.onnx_lowering import fold_weight_transposes, lower_quantizers
+from detent.exporters.onnx_lowering import fold_weight_transposes, lower_quantizers, tag_of
 from detent.exporters.onnx_names import name_batch_axis, name_values, strip_leftovers
+from detent.exporters.onnx_quantized import QdqGraph
 from detent.exporters.onnx_tagging import least_opset, tag_quantizers
-from detent.exporters.onnx_torch import translate
+from detent.exporters.onnx_torch import DOMAIN, translate
 from detent.exporters.report import ExportReport, require_writable, write_file
 from detent.exporters.subject import ExportableModel
 from detent.graph.shapes import is_float
 from detent.records.grid import Grid
 
-__all__ = ["export_onnx", "require_extra"]
+__all__ = [
+    "UnfinishedFile",
+    "build_qdq",
+    "checked_bytes",
+    "describe_file",
+    "export_onnx",
+    "finish_onnx",
+    "require_extra",
+]
 
 _LARGEST_BYTES: Final = 2**31 - 1
 """A protobuf message cannot be larger."""
@@ -40,6 +52,7 @@ def export_onnx(
     qmodel: ExportableModel,
     path: str | Path,
     *,
+    dialect: str | None = None,
     opset: int | None = None,
     inputs: IoChoice = None,
     outputs: IoChoice = None,
@@ -47,14 +60,14 @@ def export_onnx(
     """Write a quantized model as a QDQ ONNX file.
 
     The same model gives the same bytes. The batch axis is named `batch` if the model was captured with a dynamic one.
-    Kernels that are still being trained are stored as their present codes. onnxruntime multiplies 4-bit blocks with
-    activations it quantizes itself, unless its session option `session.qdq_matmulnbits_accuracy_level` is 1. Its other
-    integer kernels take one step for an activation: a file with a step for each channel needs the session option
-    `session.disable_quant_qdq` to be 1.
+    Kernels that are still being trained are stored as their present codes. The notes of the report say what the
+    dialect's runtime needs to be told.
 
     Args:
         qmodel: a `QuantizedModel`.
         path: file to write; it is complete or not there.
+        dialect: the runtime whose rules the file keeps, one of `DIALECTS`; None takes the plan's target where a dialect
+            bears its name, and onnxruntime otherwise.
         opset: ONNX operator set; None takes the lowest that holds the model: 18, or 21 where codes of 4 or 16 bits or
             scales per group need it.
         inputs: element type of the float inputs, or types by name: `"float32"`, or `"int8"`, `"uint8"`, `"int16"`,
@@ -63,12 +76,36 @@ def export_onnx(
         outputs: element type of the outputs, likewise.
 
     Raises:
-        ConfigError: an unknown element type or name.
-        ExportError: the packages of the `onnx` extra are missing, an operator or grid has no ONNX form (at this opset),
-            an input or output has no codes of the type asked for, the file would be larger than 2 GiB, or it cannot be
-            written.
+        ConfigError: an unknown dialect, element type or name.
+        ExportError: the packages of the `onnx` extra are missing, an operator or grid has no ONNX form (at this opset)
+            or none in this dialect, an input or output has no codes of the type asked for, the file would be larger
+            than 2 GiB, or it cannot be written.
     """
-    path = Path(path)
+    path, chosen = Path(path), choose_dialect(dialect, qmodel.plan.target)
+    found = build_qdq(qmodel, path, opset=opset, inputs=inputs, outputs=outputs)
+    notes = chosen.check(found.qdq)
+    return finish_onnx(found, path, format="onnx", rounding=chosen.rounding, notes=notes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnfinishedFile:
+    """A QDQ graph with inputs and outputs in float32, and what they shall become.
+
+    Args:
+        qdq: the graph.
+        inputs: element type of each float input.
+        outputs: element type of each output.
+    """
+
+    qdq: QdqGraph
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+
+
+def build_qdq(
+    qmodel: ExportableModel, path: Path, *, opset: int | None, inputs: IoChoice, outputs: IoChoice
+) -> UnfinishedFile:
+    """Translate a model into a QDQ graph; arguments and errors as those of `export_onnx`."""
     for package in ("onnx", "onnxscript"):
         require_extra(package)
     require_writable(path)
@@ -84,21 +121,55 @@ def export_onnx(
     graph = OnnxGraph(proto)
     fold_weight_transposes(graph)
     name_values(graph, tagged.quantizers, [spec.name for spec in qmodel.inputs], qmodel.output_names)
+    opaque = [node for node in graph.nodes if node.domain == DOMAIN]
+    quantizers = {node.output[0]: tagged.quantizers[tag_of(node)] for node in opaque}
     lower_quantizers(graph, tagged.quantizers)
-    ends = set_io_types(graph, input_types, output_types)
+    qdq = QdqGraph(graph=graph, quantizers=quantizers, qmodel=qmodel)
+    return UnfinishedFile(qdq=qdq, inputs=input_types, outputs=output_types)
+
+
+def finish_onnx(
+    file: UnfinishedFile,
+    path: Path,
+    *,
+    format: str,
+    rounding: str | None,
+    notes: Sequence[str],
+    rewrite: Callable[[QdqGraph], Sequence[str]] | None = None,
+    domains: Mapping[str, int] = MappingProxyType({}),
+) -> ExportReport:
+    """Give inputs and outputs their types, describe, check and write the file.
+
+    Args:
+        file: the graph.
+        path: file to write.
+        format: name of the format.
+        rounding: for the report.
+        notes: likewise.
+        rewrite: what else happens to the graph once inputs and outputs have their types; returns notes.
+        domains: other domains than ONNX's own that operators have, with the version of each.
+
+    Raises:
+        ExportError: an input or output has no codes of its type, or the file cannot be written.
+    """
+    graph, qmodel = file.qdq.graph, file.qdq.qmodel
+    ends = set_io_types(graph, file.inputs, file.outputs)
+    more = [] if rewrite is None else rewrite(file.qdq)
     graph.write_back()
+    proto = graph.proto
     if qmodel.dynamic_batch:
         name_batch_axis(proto)
-    strip_leftovers(proto)
-    _describe(proto, qmodel, ends)
-    content = _checked(proto, path)
+    strip_leftovers(proto, domains)
+    describe_file(proto, qmodel, ends)
+    content = checked_bytes(proto, path)
     write_file(path, content)
     return ExportReport(
         path=path,
-        format="onnx",
+        format=format,
         bytes=len(content),
         operators=Counter(node.op_type for node in proto.graph.node),
-        rounding="float",
+        rounding=rounding,
+        notes=(*notes, *more),
     )
 
 
@@ -134,20 +205,28 @@ def _choose_opset(asked: int | None, least: tuple[int, str]) -> int:
     return asked
 
 
-def _describe(proto: Any, qmodel: ExportableModel, ends: Mapping[str, Any]) -> None:
-    """Who wrote the file, from which plan, for which target, and what goes in and comes out."""
+def describe_file(
+    proto: Any, qmodel: ExportableModel, ends: Mapping[str, Any], producer: tuple[str, str] = ("detent", _core.version)
+) -> None:
+    """Write into a file who wrote it, from which plan, for which target, and what goes in and comes out.
+
+    Args:
+        proto: an `onnx.ModelProto`; changed in place.
+        qmodel: the model it is made of.
+        ends: what `set_io_types` tells of inputs and outputs.
+        producer: name and version in the fields of ONNX for them; the metadata say `detent.version` in any case.
+    """
     from onnx import helper
 
     plan = qmodel.plan
-    version = _core.version
-    proto.producer_name, proto.producer_version = "detent", version
+    proto.producer_name, proto.producer_version = producer
     proto.graph.name = "detent"
     widths = {
         "activations": {name: _in_words(plan.activation_grid(name)) for name in plan.activations},
         "weights": {name: _in_words(entry.grid) for name, entry in plan.weights.items()},
     }
     properties = {
-        "detent.version": version,
+        "detent.version": _core.version,
         "detent.target": plan.target,
         "detent.plan_sha256": hashlib.sha256(plan.to_json().encode()).hexdigest(),
         "detent.plan": _compact(widths),
@@ -168,8 +247,12 @@ def _compact(data: Mapping[str, Any]) -> str:
     return json.dumps(data, separators=(",", ":"), ensure_ascii=False)
 
 
-def _checked(proto: Any, path: Path) -> bytes:
-    """The bytes of a file that passes ONNX's own check."""
+def checked_bytes(proto: Any, path: Path) -> bytes:
+    """The bytes of a file that passes ONNX's own check.
+
+    Raises:
+        ExportError: it does not, or is larger than 2 GiB.
+    """
     import onnx
 
     size = sum(len(tensor.raw_data) for tensor in proto.graph.initializer)

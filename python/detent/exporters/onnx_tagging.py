@@ -122,7 +122,9 @@ def _describe(node: fx.Node, module: fx.GraphModule, plan: QuantPlan) -> Quantiz
     subject = quantizer_argument(node, 0, "x")
     if subject.op != "get_attr":
         name = str(subject.meta.get(NAME, subject.name))
-        return Quantizer(name=name, bits=None, where=describe_place(subject))
+        place = describe_place(subject)
+        # An input has no line of its own; the one that reads it has.
+        return Quantizer(name=name, bits=None, where=describe_place(node, name) if place == name else place)
     name = re.sub(r"[._]codes$", "", str(subject.target))
     whole = stored_tensor(module, subject).dtype == torch.int32
     return Quantizer(name=name, bits=None if whole else code_bits(node, name, plan), where=describe_place(node, name))
