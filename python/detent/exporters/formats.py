@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from detent._registry import Registry, unknown_name
 from detent.errors import ConfigError
+from detent.exporters.imx500 import export_imx500
 from detent.exporters.onnx_qdq import export_onnx
 from detent.exporters.report import ExportReport
 from detent.exporters.subject import ExportableModel
@@ -40,6 +41,7 @@ SUFFIXES: Final[Registry[str]] = Registry("file suffix")
 
 FORMATS.add("onnx", Format(title="ONNX with QuantizeLinear and DequantizeLinear", write=export_onnx))
 SUFFIXES.add(".onnx", "onnx")
+FORMATS.add("imx500", Format(title="ONNX for the converter of Sony's IMX500", write=export_imx500))
 
 
 def export(qmodel: ExportableModel, path: str | Path, *, format: str | None = None, **options: Any) -> ExportReport:

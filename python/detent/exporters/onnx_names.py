@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from detent.errors import ExportError
@@ -88,14 +89,18 @@ def name_batch_axis(proto: Any) -> None:
                     dim.dim_param = dim.dim_param.replace(symbols[0], "batch")
 
 
-def strip_leftovers(proto: Any) -> None:
+def strip_leftovers(proto: Any, domains: Mapping[str, int] = MappingProxyType({})) -> None:
     """Drop what the exporters leave for debugging: source paths, scopes and unused operator sets.
 
+    Args:
+        proto: an `onnx.ModelProto`; changed in place.
+        domains: other domains than ONNX's own that operators may have, with the version of each.
+
     Raises:
-        ExportError: an operator outside ONNX's own domain is left.
+        ExportError: an operator of another domain is left.
     """
     for node in proto.graph.node:
-        if node.domain not in ("", "ai.onnx"):
+        if node.domain not in ("", "ai.onnx", *domains):
             raise ExportError(
                 f"the operator {node.domain}::{node.op_type} has no standard ONNX form", where=", ".join(node.output)
             )
@@ -112,4 +117,5 @@ def strip_leftovers(proto: Any) -> None:
     del proto.functions[:]
     default = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
     del proto.opset_import[:]
-    proto.opset_import.add(domain="", version=default)
+    for domain, version in {"": default, **domains}.items():
+        proto.opset_import.add(domain=domain, version=version)

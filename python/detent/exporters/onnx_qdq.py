@@ -30,7 +30,7 @@ from detent.exporters.subject import ExportableModel
 from detent.graph.shapes import is_float
 from detent.records.grid import Grid
 
-__all__ = ["export_onnx", "require_extra"]
+__all__ = ["checked_bytes", "describe_file", "export_onnx", "require_extra"]
 
 _LARGEST_BYTES: Final = 2**31 - 1
 """A protobuf message cannot be larger."""
@@ -90,8 +90,8 @@ def export_onnx(
     if qmodel.dynamic_batch:
         name_batch_axis(proto)
     strip_leftovers(proto)
-    _describe(proto, qmodel, ends)
-    content = _checked(proto, path)
+    describe_file(proto, qmodel, ends)
+    content = checked_bytes(proto, path)
     write_file(path, content)
     return ExportReport(
         path=path,
@@ -134,20 +134,28 @@ def _choose_opset(asked: int | None, least: tuple[int, str]) -> int:
     return asked
 
 
-def _describe(proto: Any, qmodel: ExportableModel, ends: Mapping[str, Any]) -> None:
-    """Who wrote the file, from which plan, for which target, and what goes in and comes out."""
+def describe_file(
+    proto: Any, qmodel: ExportableModel, ends: Mapping[str, Any], producer: tuple[str, str] = ("detent", _core.version)
+) -> None:
+    """Write into a file who wrote it, from which plan, for which target, and what goes in and comes out.
+
+    Args:
+        proto: an `onnx.ModelProto`; changed in place.
+        qmodel: the model it is made of.
+        ends: what `set_io_types` tells of inputs and outputs.
+        producer: name and version in the fields of ONNX for them; the metadata say `detent.version` in any case.
+    """
     from onnx import helper
 
     plan = qmodel.plan
-    version = _core.version
-    proto.producer_name, proto.producer_version = "detent", version
+    proto.producer_name, proto.producer_version = producer
     proto.graph.name = "detent"
     widths = {
         "activations": {name: _in_words(plan.activation_grid(name)) for name in plan.activations},
         "weights": {name: _in_words(entry.grid) for name, entry in plan.weights.items()},
     }
     properties = {
-        "detent.version": version,
+        "detent.version": _core.version,
         "detent.target": plan.target,
         "detent.plan_sha256": hashlib.sha256(plan.to_json().encode()).hexdigest(),
         "detent.plan": _compact(widths),
@@ -168,8 +176,12 @@ def _compact(data: Mapping[str, Any]) -> str:
     return json.dumps(data, separators=(",", ":"), ensure_ascii=False)
 
 
-def _checked(proto: Any, path: Path) -> bytes:
-    """The bytes of a file that passes ONNX's own check."""
+def checked_bytes(proto: Any, path: Path) -> bytes:
+    """The bytes of a file that passes ONNX's own check.
+
+    Raises:
+        ExportError: it does not, or is larger than 2 GiB.
+    """
     import onnx
 
     size = sum(len(tensor.raw_data) for tensor in proto.graph.initializer)
