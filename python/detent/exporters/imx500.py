@@ -7,7 +7,7 @@ operator of the domain `mct_quantizers` that names the grid, and such an operato
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from detent.errors import ExportError
 from detent.exporters.imx500_checks import check_grids, check_places, moved_from
 from detent.exporters.imx500_lowering import MCT_DOMAIN, MCT_VERSION, lower_to_mct
+from detent.exporters.imx500_operators import TRIED_OPERATORS, check_operators
 from detent.exporters.onnx_graph import OnnxGraph
 from detent.exporters.onnx_lowering import fold_weight_transposes
 from detent.exporters.onnx_names import name_batch_axis, name_values, strip_leftovers
@@ -55,17 +56,20 @@ def export_imx500(qmodel: ExportableModel, path: str | Path) -> ExportReport:
     tagged = tag_quantizers(qmodel)
     check_grids(tagged)
     check_places(tagged)
+    check_operators(tagged)
     proto = translate(qmodel, tagged, _OPSET)
     graph = OnnxGraph(proto)
     fold_weight_transposes(graph)
     name_values(graph, tagged.quantizers, [spec.name for spec in qmodel.inputs], qmodel.output_names)
     lower_to_mct(graph, tagged.quantizers)
+    names = _plain_names(graph)
+    graph.rename(names)
     graph.write_back()
     if qmodel.dynamic_batch:
         name_batch_axis(proto)
     strip_leftovers(proto, {MCT_DOMAIN: MCT_VERSION})
     # The converter asks for files of torch, whose exporter made this one; the metadata say that detent did.
-    describe_file(proto, qmodel, _ends(qmodel, tagged), ("pytorch", torch.__version__.partition("+")[0]))
+    describe_file(proto, qmodel, _ends(qmodel, tagged, names), ("pytorch", torch.__version__.partition("+")[0]))
     content = checked_bytes(proto, path)
     write_file(path, content)
     return ExportReport(
@@ -73,7 +77,7 @@ def export_imx500(qmodel: ExportableModel, path: str | Path) -> ExportReport:
         format="imx500",
         bytes=len(content),
         operators=Counter(node.op_type for node in proto.graph.node),
-        notes=tuple(_notes(tagged)),
+        notes=tuple(_notes(graph, names)),
     )
 
 
@@ -99,16 +103,26 @@ def _check_ends(qmodel: ExportableModel) -> None:
             )
 
 
-def _ends(qmodel: ExportableModel, tagged: Tagged) -> Mapping[str, Any]:
+def _plain_names(graph: OnnxGraph) -> dict[str, str]:
+    """New names for values with a colon in theirs, behind which the converter looks for the number of an output."""
+    graph.drop_unused()
+    made = (name for node in graph.nodes for name in node.output)
+    found = [name for name in dict.fromkeys([*graph.inputs, *graph.initializers, *made]) if ":" in name]
+    return {name: graph.fresh(name.replace(":", "_")) for name in found}
+
+
+def _ends(qmodel: ExportableModel, tagged: Tagged, names: Mapping[str, str]) -> Mapping[str, Any]:
     """Grids of inputs and outputs, in the words of other ONNX files."""
     graph = tagged.module.graph
     inputs = [next(iter(node.users)) for node in graph.nodes if node.op == "placeholder"]
     (end,) = (node for node in graph.nodes if node.op == "output")
     outputs = [moved_from(leaf) for leaf in pytree.tree_leaves(end.args[0])]
-    names = [spec.name for spec in qmodel.inputs]
+    sides = {
+        "inputs": zip([spec.name for spec in qmodel.inputs], inputs, strict=True),
+        "outputs": zip(qmodel.output_names, outputs, strict=True),
+    }
     return {
-        "inputs": {name: _in_words(tagged, node) for name, node in zip(names, inputs, strict=True)},
-        "outputs": {name: _in_words(tagged, node) for name, node in zip(qmodel.output_names, outputs, strict=True)},
+        side: {names.get(name, name): _in_words(tagged, node) for name, node in pairs} for side, pairs in sides.items()
     }
 
 
@@ -127,5 +141,16 @@ def _in_words(tagged: Tagged, quantizer: fx.Node) -> dict[str, Any]:
     }
 
 
-def _notes(tagged: Tagged) -> Sequence[str]:
-    return []
+def _notes(graph: OnnxGraph, names: Mapping[str, str]) -> list[str]:
+    notes = [
+        "convert it with `imxconv-pt -i FILE -o FOLDER`; its memory report says whether the network fits",
+        "the file names torch as its producer, as the converter wants; its metadata `detent.version` say who wrote it",
+    ]
+    untried = sorted({node.op_type for node in graph.nodes if node.domain != MCT_DOMAIN} - TRIED_OPERATORS)
+    if untried:
+        notes.append(f"operators that were not tried with the converter: {', '.join(untried)}")
+    if names:
+        notes.append(
+            f"colons in names, which the converter cannot read, became underscores: {', '.join(names.values())}"
+        )
+    return notes

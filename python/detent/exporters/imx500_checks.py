@@ -53,7 +53,7 @@ def check_places(tagged: Tagged) -> None:
             _check_not_inside(node, pairs)
             _check_readers(node)
         elif node.op == "call_function" and is_float(node):
-            _check_kernel(node)
+            _check_kernel(tagged.module, node)
             _check_operands(node, pairs)
         elif node.op == "placeholder":
             _check_input(node)
@@ -149,6 +149,12 @@ def _check_codebook(module: fx.GraphModule, node: fx.Node, quantizer: Quantizer)
             where=quantizer.where,
             remedy="round the codebook, or give this layer a symmetric grid",
         )
+    if not np.any(table == 0):
+        raise ExportError(
+            "the converter takes codebooks with a zero among their values, and this one has none",
+            where=quantizer.where,
+            remedy="put a zero into the codebook, or give this layer a symmetric grid",
+        )
 
 
 def _check_no_groups(node: fx.Node, quantizer: Quantizer) -> None:
@@ -207,17 +213,24 @@ def _readers(node: fx.Node) -> Iterator[fx.Node]:
             yield user
 
 
-def _check_kernel(node: fx.Node) -> None:
+def _check_kernel(module: fx.GraphModule, node: fx.Node) -> None:
     role = role_of(node)
-    kernel = argument(node, role.weight) if role is not None and role.weight is not None else None
-    while isinstance(kernel, fx.Node) and kernel.op == "call_function" and not _is_quantizer(kernel):
-        role = role_of(kernel)
-        if role is None or not role.preserving:
-            return
-        kernel = first_argument(kernel)
-    if isinstance(kernel, fx.Node) and kernel.op == "get_attr":
+    read = argument(node, role.weight) if role is not None and role.weight is not None else None
+    if role is None or not isinstance(read, fx.Node):
+        return
+    kernel = moved_from(read)
+    if _is_quantizer(kernel) and kernel is read and op_name(kernel) != "fake_quantize":
+        axis = kernel.args[3]
+        rank = _tensor(module, kernel.args[0]).ndim
+        if isinstance(axis, int) and axis % rank != role.weight_out_axis % rank:
+            raise ExportError(
+                f"the converter takes one threshold for each output channel, and this kernel has one along axis {axis}",
+                where=describe_place(node),
+                remedy=f"give this layer a grid along axis {role.weight_out_axis % rank}",
+            )
+    if kernel.op == "get_attr":
         raise ExportError(
-            "the converter takes no kernels in float",
+            "this kernel is in float, and the converter would quantize it on its own without a word",
             where=describe_place(node),
             remedy="give this layer weights of 8, 4 or 2 bits",
         )
