@@ -97,7 +97,12 @@ def hand(
     rules = mixed(power_of_two(), {"first": keep_float, **(activations or {})})
     kernels = weights or symmetric(axis=0, narrow_range=False)
     return quantize_by_hand(
-        (model or Two()).eval(), images(), activations=rules, weights=kernels, biases=False, **options
+        (model or Two()).eval().requires_grad_(False),
+        images(),
+        activations=rules,
+        weights=kernels,
+        biases=False,
+        **options,
     )
 
 
@@ -191,9 +196,9 @@ def decoded(path: Path) -> tuple[list[tuple[int, bool, float]], dict[str, tuple[
     return activations, weights
 
 
-@pytest.mark.parametrize("bits", [8, 4, 2])
-@pytest.mark.parametrize("axis", [0, None])
-@pytest.mark.parametrize("kind", ["Symmetric", "POT"])
+@pytest.mark.parametrize(
+    ("bits", "axis", "kind"), [(8, 0, "Symmetric"), (4, None, "Symmetric"), (2, 0, "POT"), (8, None, "POT")]
+)
 def test_widths_and_kinds_of_weights(bits: int, axis: int | None, kind: str, tmp_path: Path) -> None:
     rule = power_of_two(bits, signed=True, axis=axis) if kind == "POT" else symmetric(bits, axis=axis)
     qmodel = hand(weights=rule)
@@ -205,7 +210,7 @@ def test_widths_and_kinds_of_weights(bits: int, axis: int | None, kind: str, tmp
 
 def whole_codebook(bits: int, axis: int | None, zero: bool = True) -> Callable[[torch.Tensor], Grid]:
     def rule(value: torch.Tensor) -> Grid:
-        table = np.rint(127 * np.linspace(-1, 1, 1 << bits) ** 3)
+        table = np.rint(127 * np.linspace(-1, 1, 1 << bits))
         if zero:
             table[np.abs(table).argmin()] = 0
         threshold = codebook(bits, axis=axis)(value).threshold
@@ -356,6 +361,16 @@ def test_layers_the_converter_has_no_form_of(tmp_path: Path) -> None:
         qmodel = detent.quantize(layer.eval(), [torch.randn(shape)], target="imx500", progress=False)
         with pytest.raises(UnsupportedOpError, match=reason):
             export(qmodel, tmp_path / "model.onnx", format="imx500")
+    assert not list(tmp_path.iterdir())
+
+
+def test_shifted_activations_are_refused(tmp_path: Path) -> None:
+    model = Two(lambda y, z: functional.silu(z)).eval()
+    options: dict[str, Any] = {"shift_negative": True, "shift_negative_ratio": 1.0, "progress": False}
+    qmodel = detent.quantize(model, [images()], target="imx500", **options)
+    assert "silu.shifted" in qmodel.plan.activations
+    with pytest.raises(ExportError, match=r"(?s)does not see a shift.*silu\.shifted.*shift_negative=False"):
+        export(qmodel, tmp_path / "model.onnx", format="imx500")
     assert not list(tmp_path.iterdir())
 
 

@@ -21,6 +21,7 @@ from detent.exporters.onnx_tagging import TAGGED, Quantizer, Tagged
 from detent.graph.names import describe_place
 from detent.graph.roles import OpRole, argument, first_argument, op_name, role_of
 from detent.graph.shapes import is_float
+from detent.graph.shifts import SHIFT
 from detent.targets import load_target
 
 __all__ = ["check_grids", "check_places", "moved_from"]
@@ -53,6 +54,7 @@ def check_places(tagged: Tagged) -> None:
             _check_not_inside(node, pairs)
             _check_readers(node)
         elif node.op == "call_function" and is_float(node):
+            _check_no_shift(node)
             _check_kernel(tagged.module, node)
             _check_operands(node, pairs)
         elif node.op == "placeholder":
@@ -211,6 +213,15 @@ def _readers(node: fx.Node) -> Iterator[fx.Node]:
             yield from _readers(user)
         else:
             yield user
+
+
+def _check_no_shift(node: fx.Node) -> None:
+    if SHIFT in node.meta:
+        raise ExportError(
+            "the converter does not see a shift as part of the function before it, and wants a quantizer in between",
+            where=describe_place(node),
+            remedy="quantize with shift_negative=False",
+        )
 
 
 def _check_kernel(module: fx.GraphModule, node: fx.Node) -> None:
