@@ -93,7 +93,7 @@ def files(work: Path, data: Path | None) -> Iterator[tuple[str, Path, Path, Path
     (work / "codebooks.json").write_text(json.dumps(CODEBOOKS))
     ways: dict[str, dict[str, Any]] = {
         "8": {"target": "imx500"},
-        # Channels in memory are multiples of 32, 64 and 128: ResNet-20 and the digits have no room for less than 65 and 72 %.
+        # Channels are padded in memory: the digits cannot have less than 72 %, ResNet-20 not less than 65 %.
         "75%": {"target": "imx500", "budget": detent.Budget(weights="75%")},
         "codebook": {"target": work / "codebooks.json", "weights_grid": "lut", "weights_bits": 4},
     }
