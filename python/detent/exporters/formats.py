@@ -10,6 +10,7 @@ from typing import Any, Final
 from detent._registry import Registry, unknown_name
 from detent.errors import ConfigError
 from detent.exporters.c_header import export_c_header
+from detent.exporters.imx500 import export_imx500
 from detent.exporters.onnx_qdq import export_onnx
 from detent.exporters.onnx_qoperator import export_qoperator
 from detent.exporters.pt2e import export_pt2e
@@ -54,6 +55,7 @@ SUFFIXES.add(".pt2", "pt2e")
 FORMATS.add("safetensors", Format(title="packed codes for detent.load", write=export_weights))
 SUFFIXES.add(".safetensors", "safetensors")
 FORMATS.add("qoperator", Format(title="ONNX with operators on codes", write=export_qoperator))
+FORMATS.add("imx500", Format(title="ONNX for the converter of Sony's IMX500", write=export_imx500))
 
 
 def format_of(path: str | Path) -> str:
