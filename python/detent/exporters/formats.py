@@ -10,6 +10,7 @@ from typing import Any, Final
 from detent._registry import Registry, unknown_name
 from detent.errors import ConfigError
 from detent.exporters.onnx_qdq import export_onnx
+from detent.exporters.qualcomm import export_qualcomm
 from detent.exporters.report import ExportReport
 from detent.exporters.subject import ExportableModel
 
@@ -40,6 +41,8 @@ SUFFIXES: Final[Registry[str]] = Registry("file suffix")
 
 FORMATS.add("onnx", Format(title="ONNX with QuantizeLinear and DequantizeLinear", write=export_onnx))
 SUFFIXES.add(".onnx", "onnx")
+FORMATS.add("qualcomm", Format(title="Qualcomm encodings JSON beside float ONNX", write=export_qualcomm))
+SUFFIXES.add(".encodings", "qualcomm")
 
 
 def export(qmodel: ExportableModel, path: str | Path, *, format: str | None = None, **options: Any) -> ExportReport:

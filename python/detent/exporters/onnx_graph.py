@@ -74,6 +74,28 @@ class OnnxGraph:
         kind = self._types.get(name)
         return None if kind is None else len(kind.tensor_type.shape.dim)
 
+    def shape(self, name: str) -> list[int | None] | None:
+        """Sizes of a value, None for one that is not fixed; None if nothing is known of it."""
+        kind = self._types.get(name)
+        if kind is None:
+            return None
+        return [dim.dim_value if dim.HasField("dim_value") else None for dim in kind.tensor_type.shape.dim]
+
+    def dtype(self, name: str) -> str:
+        """Element type of an initializer or of a value of known type, e.g. `"uint8"`."""
+        from onnx import TensorProto
+
+        tensor = self.initializers.get(name)
+        kind = self._types[name].tensor_type.elem_type if tensor is None else tensor.data_type
+        return str(TensorProto.DataType.Name(kind)).lower()
+
+    @staticmethod
+    def kind_of(dtype: str) -> int:
+        """The `TensorProto` data type of that name."""
+        from onnx import TensorProto
+
+        return int(getattr(TensorProto, dtype.upper()))
+
     def array(self, name: str) -> npt.NDArray[Any] | None:
         """The values of an initializer; None if `name` is computed."""
         from onnx import numpy_helper
@@ -121,12 +143,17 @@ class OnnxGraph:
         from onnx import helper
 
         given = {name: value for name, value in attributes.items() if value is not None}
-        if like is not None and like in self._types:
+        if like is not None:
+            self.describe(output, like=like, kind=kind)
+        return helper.make_node(operator, list(inputs), [output], **given)
+
+    def describe(self, name: str, *, like: str, kind: int) -> None:
+        """Say of a value that nothing is known of that it has the shape of `like`, if that is known, and a type."""
+        if like in self._types:
             described = type(self._types[like])()
             described.CopyFrom(self._types[like])
             described.tensor_type.elem_type = kind
-            self._types.setdefault(output, described)
-        return helper.make_node(operator, list(inputs), [output], **given)
+            self._types.setdefault(name, described)
 
     def retype(self, name: str, dtype: str) -> None:
         """Give an input or output of the graph another element type, a NumPy name."""

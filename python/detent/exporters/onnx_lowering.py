@@ -7,7 +7,7 @@ code: rounding a clipped value gives the same code as clipping the rounded one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -18,10 +18,11 @@ from detent.exporters.onnx_graph import OnnxGraph
 from detent.exporters.onnx_tagging import Quantizer
 from detent.exporters.onnx_torch import DOMAIN
 
-__all__ = ["fold_weight_transposes", "lower_quantizers", "tag_of"]
+__all__ = ["LoweringRule", "attributes_of", "fold_weight_transposes", "lower_quantizers", "tag_of"]
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[Any]
+LoweringRule = Callable[[OnnxGraph, Any, Quantizer], list[Any]]
 
 _LIMITS: Final = {
     "int4": (-8, 7),
@@ -34,13 +35,21 @@ _LIMITS: Final = {
 }
 
 
-def lower_quantizers(graph: OnnxGraph, quantizers: Sequence[Quantizer]) -> None:
+def lower_quantizers(
+    graph: OnnxGraph, quantizers: Sequence[Quantizer], rules: Mapping[str, LoweringRule] | None = None
+) -> None:
     """Replace every opaque quantizer; each is found in `quantizers` by its tag.
+
+    Args:
+        graph: its quantizers are opaque.
+        quantizers: what each of them is.
+        rules: by operator, what makes the nodes in its place; None for `QuantizeLinear` and `DequantizeLinear`.
 
     Raises:
         ExportError: a quantizer that ONNX cannot express; the error names the value.
     """
-    rules = {"FakeQuantize": _lower_activation, "Dequantize": _lower_weight, "LutDequantize": _lower_lut_weight}
+    if rules is None:
+        rules = {"FakeQuantize": _lower_activation, "Dequantize": _lower_weight, "LutDequantize": _lower_lut_weight}
     lowered: list[Any] = []
     for node in graph.nodes:
         if node.domain == DOMAIN:
@@ -52,7 +61,7 @@ def lower_quantizers(graph: OnnxGraph, quantizers: Sequence[Quantizer]) -> None:
 
 def tag_of(node: Any) -> int:
     """Number of an opaque quantizer in `Tagged.quantizers`."""
-    return int(_attributes(node)["tag"])
+    return int(attributes_of(node)["tag"])
 
 
 def fold_weight_transposes(graph: OnnxGraph) -> None:
@@ -71,7 +80,7 @@ def fold_weight_transposes(graph: OnnxGraph) -> None:
         alone = len(users) == 1 and node.output[0] not in graph.outputs
         stored = node.domain == DOMAIN and node.op_type in ("Dequantize", "LutDequantize")
         if stored and alone and users[0].op_type == "Transpose":
-            moved[users[0].output[0]] = _transposed(graph, node, _attributes(users[0])["perm"], users[0].output[0])
+            moved[users[0].output[0]] = _transposed(graph, node, attributes_of(users[0])["perm"], users[0].output[0])
         elif node.output[0] in moved:
             kept.append(moved[node.output[0]])
         else:
@@ -85,7 +94,7 @@ def _transposed(graph: OnnxGraph, node: Any, perm: list[int], output: str) -> An
 
     codes = graph.array(node.input[0])
     assert codes is not None
-    attributes = _attributes(node)
+    attributes = attributes_of(node)
     if "axis" in attributes:
         axis = attributes["axis"] % codes.ndim
         if attributes.get("group_size") is not None:
@@ -97,7 +106,7 @@ def _transposed(graph: OnnxGraph, node: Any, perm: list[int], output: str) -> An
 
 def _lower_activation(graph: OnnxGraph, node: Any, quantizer: Quantizer) -> list[Any]:
     """`[Clip ->] QuantizeLinear -> DequantizeLinear`, with scalars or with vectors `[C]` along an axis."""
-    attributes = _attributes(node)
+    attributes = attributes_of(node)
     codes, axis = (attributes["qmin"], attributes["qmax"]), attributes.get("axis")
     if attributes.get("group_size") is not None:
         raise ExportError(
@@ -166,7 +175,7 @@ def _clip(
 
 def _lower_weight(graph: OnnxGraph, node: Any, quantizer: Quantizer) -> list[Any]:
     """`DequantizeLinear` of integer codes, with a scalar scale, one per channel, or one per block."""
-    attributes = _attributes(node)
+    attributes = attributes_of(node)
     axis, group_size = attributes.get("axis"), attributes.get("group_size")
     codes = _codes(graph, node, quantizer)
     axis = None if axis is None else axis % codes.ndim
@@ -195,7 +204,7 @@ def _lower_lut_weight(graph: OnnxGraph, node: Any, quantizer: Quantizer) -> list
 
     A codebook of other numbers than int8 ones becomes `Mul(Gather(table, codes), scale)`.
     """
-    attributes = _attributes(node)
+    attributes = attributes_of(node)
     axis = attributes.get("axis")
     if attributes.get("group_size") is not None:
         raise ExportError(
@@ -231,7 +240,8 @@ def _lower_lut_weight(graph: OnnxGraph, node: Any, quantizer: Quantizer) -> list
     return [*nodes, graph.node("DequantizeLinear", [entry, steps, zero], output, kind=real, axis=axis)]
 
 
-def _attributes(node: Any) -> dict[str, Any]:
+def attributes_of(node: Any) -> dict[str, Any]:
+    """Attributes of a node, by name."""
     from onnx import helper
 
     return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}

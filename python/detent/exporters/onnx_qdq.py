@@ -26,11 +26,11 @@ from detent.exporters.onnx_names import name_batch_axis, name_values, strip_left
 from detent.exporters.onnx_tagging import least_opset, tag_quantizers
 from detent.exporters.onnx_torch import translate
 from detent.exporters.report import ExportReport, require_writable, write_file
-from detent.exporters.subject import ExportableModel
+from detent.exporters.subject import ExportableModel, fix_batch
 from detent.graph.shapes import is_float
 from detent.records.grid import Grid
 
-__all__ = ["export_onnx", "require_extra"]
+__all__ = ["checked_bytes", "describe_file", "export_onnx", "require_extra"]
 
 _LARGEST_BYTES: Final = 2**31 - 1
 """A protobuf message cannot be larger."""
@@ -43,6 +43,7 @@ def export_onnx(
     opset: int | None = None,
     inputs: IoChoice = None,
     outputs: IoChoice = None,
+    batch: int | None = None,
 ) -> ExportReport:
     """Write a quantized model as a QDQ ONNX file.
 
@@ -61,9 +62,10 @@ def export_onnx(
             `"uint16"` for the codes of their grids; None takes the target's. The metadata `detent.io` give scale and
             zero point.
         outputs: element type of the outputs, likewise.
+        batch: number of samples the file takes, with every shape known; None leaves a dynamic batch dynamic.
 
     Raises:
-        ConfigError: an unknown element type or name.
+        ConfigError: an unknown element type or name, or a batch the model does not take.
         ExportError: the packages of the `onnx` extra are missing, an operator or grid has no ONNX form (at this opset),
             an input or output has no codes of the type asked for, the file would be larger than 2 GiB, or it cannot be
             written.
@@ -72,6 +74,7 @@ def export_onnx(
     for package in ("onnx", "onnxscript"):
         require_extra(package)
     require_writable(path)
+    qmodel = fix_batch(qmodel, batch)
     floats = [spec.name for spec in qmodel.inputs if spec.dtype.is_floating_point]
     input_types = resolve_io_types(inputs, floats, qmodel.input_dtype, "input")
     output_types = resolve_io_types(outputs, _float_outputs(qmodel), qmodel.output_dtype, "output")
@@ -90,8 +93,8 @@ def export_onnx(
     if qmodel.dynamic_batch:
         name_batch_axis(proto)
     strip_leftovers(proto)
-    _describe(proto, qmodel, ends)
-    content = _checked(proto, path)
+    describe_file(proto, qmodel, ends)
+    content = checked_bytes(proto, path)
     write_file(path, content)
     return ExportReport(
         path=path,
@@ -134,8 +137,14 @@ def _choose_opset(asked: int | None, least: tuple[int, str]) -> int:
     return asked
 
 
-def _describe(proto: Any, qmodel: ExportableModel, ends: Mapping[str, Any]) -> None:
-    """Who wrote the file, from which plan, for which target, and what goes in and comes out."""
+def describe_file(proto: Any, qmodel: ExportableModel, ends: Mapping[str, Any]) -> None:
+    """Write into a file who wrote it, from which plan, for which target, and what goes in and comes out.
+
+    Args:
+        proto: an `onnx.ModelProto`; changed in place.
+        qmodel: the model it is made of.
+        ends: what `set_io_types` tells of inputs and outputs.
+    """
     from onnx import helper
 
     plan = qmodel.plan
@@ -168,8 +177,12 @@ def _compact(data: Mapping[str, Any]) -> str:
     return json.dumps(data, separators=(",", ":"), ensure_ascii=False)
 
 
-def _checked(proto: Any, path: Path) -> bytes:
-    """The bytes of a file that passes ONNX's own check."""
+def checked_bytes(proto: Any, path: Path) -> bytes:
+    """The bytes of a file that passes ONNX's own check.
+
+    Raises:
+        ExportError: it does not pass, or is larger than an ONNX file can be.
+    """
     import onnx
 
     size = sum(len(tensor.raw_data) for tensor in proto.graph.initializer)
