@@ -26,7 +26,7 @@ from detent.demo.data import calibration_images, load_test
 from detent.demo.network import load_network
 from detent.exporters import export_onnx, export_qualcomm
 from detent.exporters.onnx_graph import OnnxGraph
-from detent.exporters.onnx_qnn import check_qnn
+from detent.exporters.onnx_qnn import prepare_qnn
 from detent.exporters.onnx_values import ValueComparison, tap_values
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -81,7 +81,10 @@ def write(case: Case, root: Path) -> None:
     for version in VERSIONS:
         export_qualcomm(qmodel, folder / f"{version}.encodings", version=version)
     path = export_onnx(qmodel, folder / "qdq.onnx", batch=1).path
-    check_qnn(OnnxGraph(onnx.load(path)), qmodel)
+    graph = OnnxGraph(onnx.load(path))
+    prepare_qnn(graph, qmodel)
+    graph.write_back()
+    onnx.save(graph.proto, path)
     content, taps = tap_values(path)
     (folder / "tapped.onnx").write_bytes(content)
     (folder / "taps.json").write_text(json.dumps(taps))
@@ -103,7 +106,7 @@ def compare(case: Case, root: Path) -> list[str]:
     if not (folder / "htp.npz").exists():
         print(f"{name}: HTP: {(folder / 'htp.txt').read_text()}")
         return [*wrong, f"{name}: not on the HTP"]
-    _, taps = tap_values(folder / "qdq.onnx")
+    taps = json.loads((folder / "taps.json").read_text())
     found = dict(np.load(folder / "htp.npz"))
     inputs = torch.from_numpy(next(iter(np.load(folder / "inputs.npz").values())))
     comparison = ValueComparison(qmodel.graph_module, folder / "qdq.onnx")

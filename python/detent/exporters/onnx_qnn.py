@@ -15,17 +15,29 @@ import numpy.typing as npt
 
 from detent.errors import ExportError
 from detent.exporters.onnx_graph import OnnxGraph
-from detent.exporters.onnx_io import MOVING
 from detent.exporters.onnx_lowering import attributes_of
+from detent.exporters.onnx_moves import moved_values, quantize_moved
 from detent.exporters.onnx_tagging import tag_quantizers
 from detent.exporters.subject import ExportableModel
 
-__all__ = ["check_qnn"]
+__all__ = ["check_qnn", "prepare_qnn"]
 
 _KERNELS: Final = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _CLAMPS: Final = ("Relu", "Clip")
-_MOVING: Final = (*MOVING, "MaxPool", "Pad", "DepthToSpace", "SpaceToDepth", "Split", "Concat")
 _QDQ: Final = ("QuantizeLinear", "DequantizeLinear")
+
+
+def prepare_qnn(graph: OnnxGraph, qmodel: ExportableModel) -> list[str]:
+    """Put a graph in the QDQ form into the form HTP computes on codes throughout; arguments as those of `check_qnn`.
+
+    Returns:
+        What a user should know of it.
+
+    Raises:
+        ExportError: HTP does not take it.
+    """
+    quantize_moved(graph)
+    return check_qnn(graph, qmodel)
 
 
 def check_qnn(graph: OnnxGraph, qmodel: ExportableModel) -> list[str]:
@@ -55,7 +67,7 @@ def check_qnn(graph: OnnxGraph, qmodel: ExportableModel) -> list[str]:
             _check_clip(view, node)
         if node.op_type == "Erf":
             _check_gelu(view, node)
-        if node.op_type not in (*_QDQ, *_MOVING):
+        if node.op_type not in _QDQ:
             _check_types(view, node)
     return _notes(view)
 
@@ -115,8 +127,9 @@ class _View:
     def source(self, name: str) -> Any | None:
         """The `DequantizeLinear` a value comes from, directly or moved; None if it is computed in float."""
         maker = self.makers.get(name)
-        while maker is not None and maker.op_type in _MOVING:
-            maker = self.makers.get(maker.input[0])
+        while maker is not None and name in moved_values(self.graph, maker):
+            name = maker.input[0]
+            maker = self.makers.get(name)
         return maker if maker is not None and maker.op_type == "DequantizeLinear" else None
 
     def is_stored(self, node: Any) -> bool:

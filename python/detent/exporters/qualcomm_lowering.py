@@ -11,16 +11,14 @@ import numpy.typing as npt
 
 from detent.errors import ExportError
 from detent.exporters.onnx_graph import OnnxGraph
-from detent.exporters.onnx_io import MOVING
 from detent.exporters.onnx_lowering import attributes_of, lower_quantizers
+from detent.exporters.onnx_moves import moved_values
 from detent.exporters.onnx_tagging import Quantizer
 from detent.exporters.qualcomm_encodings import Encoding
 from detent.kernels.quantize import dequantize
 
 __all__ = ["check_axes", "lower_to_encodings", "values_without"]
 
-_MOVING: Final = (*MOVING, "MaxPool", "DepthToSpace", "SpaceToDepth", "Split")
-"""Operators whose results are entries of their first operand, so that its grid holds them."""
 _FUSED: Final = ("Relu", "Clip")
 """Operators that converters merge with the one before; the value between has no codes."""
 
@@ -39,9 +37,8 @@ def lower_to_encodings(graph: OnnxGraph, quantizers: Sequence[Quantizer]) -> lis
     lower_quantizers(graph, quantizers, rules)
     values, kernels = lowering.values, lowering.kernels
     for node in graph.nodes:
-        if node.op_type in _MOVING and node.input[0] in values:
-            made = node.output[:1] if node.op_type == "MaxPool" else node.output
-            for name in made:
+        if node.input and node.input[0] in values:
+            for name in moved_values(graph, node):
                 values.setdefault(name, replace(values[node.input[0]], name=name))
     return [*values.values(), *kernels.values()]
 
