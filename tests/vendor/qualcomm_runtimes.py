@@ -44,6 +44,8 @@ def htp_session(model: bytes) -> Any:
 
 def differences(folder: Path, feeds: dict[str, np.ndarray], taps: dict[str, str]) -> dict[str, dict[str, int]]:
     """Entries of all quantized values, and how many of them differ from those of our own QDQ file."""
+    # Values that our file only moves, and quantizes for the HTP, are not in the plan.
+    taps = {name: tap for name, tap in taps.items() if not name.endswith("_moved")}
     ours = run(cpu_session((folder / "tapped.onnx").read_bytes()), feeds, list(taps.values()))
     found = {}
     for name in VERSIONS:

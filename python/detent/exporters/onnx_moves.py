@@ -1,4 +1,4 @@
-"""Operators of an ONNX graph that move entries of a tensor, so that what they give lies on the grid of what they take."""
+"""Operators of an ONNX graph that move entries of a tensor: what they give lies on the grid of what they take."""
 
 from __future__ import annotations
 
