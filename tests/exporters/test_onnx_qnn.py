@@ -167,7 +167,7 @@ def test_a_bias_behind_a_product_belongs_to_the_layer(tmp_path: Path) -> None:
 
 def test_moved_values_get_quantizers_that_change_nothing(tmp_path: Path) -> None:
     def grown(x: torch.Tensor) -> torch.Tensor:
-        return functional.pad(functional.interpolate(functional.max_pool2d(x, 2), scale_factor=2.0), (1, 1, 1, 1))
+        return functional.interpolate(functional.pad(functional.max_pool2d(x, 2), (1, 1, 1, 1)), scale_factor=2.0)
 
     graph, qmodel = graph_of(tmp_path, Layers(grown), images())
     before = graph.proto.SerializeToString()
