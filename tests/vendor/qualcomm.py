@@ -141,7 +141,7 @@ def main() -> None:
         versions = json.loads((root / "versions.json").read_text())
         print(", ".join(f"{name} {version}" for name, version in versions.items()))
         wrong = [line for case in found for line in compare(case, root)]
-    sys.exit("\n".join(wrong))
+    sys.exit("\n".join(wrong) or None)
 
 
 if __name__ == "__main__":
