@@ -27,7 +27,7 @@ def write(path: Path, **changes: Any) -> Path:
 
 
 def test_built_in_targets_are_the_documented_ones() -> None:
-    assert target_names() == ["default", "imx500", "onnxruntime", "tensorrt", "tflite"]
+    assert target_names() == ["default", "imx500", "onnxruntime", "qnn", "tensorrt", "tflite"]
 
 
 @pytest.mark.parametrize("name", target_names())

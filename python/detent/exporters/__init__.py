@@ -11,8 +11,9 @@ from detent.exporters.onnx_qoperator import export_qoperator
 from detent.exporters.onnx_values import ValueAgreement, verify_onnx_values
 from detent.exporters.onnx_verify import OnnxAgreement, verify_onnx
 from detent.exporters.pt2e import export_pt2e, to_exported_program
+from detent.exporters.qualcomm import export_qualcomm
 from detent.exporters.report import ExportReport
-from detent.exporters.subject import ExportableModel
+from detent.exporters.subject import ExportableModel, fix_batch
 from detent.exporters.verification import TensorAgreement, Verification, verify
 from detent.exporters.weights import export_weights, load
 
@@ -34,7 +35,9 @@ __all__ = [
     "export_onnx",
     "export_pt2e",
     "export_qoperator",
+    "export_qualcomm",
     "export_weights",
+    "fix_batch",
     "format_of",
     "integer_kernels",
     "load",

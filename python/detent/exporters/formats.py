@@ -14,6 +14,7 @@ from detent.exporters.imx500 import export_imx500
 from detent.exporters.onnx_qdq import export_onnx
 from detent.exporters.onnx_qoperator import export_qoperator
 from detent.exporters.pt2e import export_pt2e
+from detent.exporters.qualcomm import export_qualcomm
 from detent.exporters.report import ExportReport
 from detent.exporters.subject import ExportableModel
 from detent.exporters.tflite import TFLITE_OPERATORS, export_tflite
@@ -56,6 +57,8 @@ FORMATS.add("safetensors", Format(title="packed codes for detent.load", write=ex
 SUFFIXES.add(".safetensors", "safetensors")
 FORMATS.add("qoperator", Format(title="ONNX with operators on codes", write=export_qoperator))
 FORMATS.add("imx500", Format(title="ONNX for the converter of Sony's IMX500", write=export_imx500))
+FORMATS.add("qualcomm", Format(title="Qualcomm encodings JSON beside float ONNX", write=export_qualcomm))
+SUFFIXES.add(".encodings", "qualcomm")
 
 
 def format_of(path: str | Path) -> str:

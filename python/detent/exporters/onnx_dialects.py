@@ -14,6 +14,7 @@ from detent._registry import Registry
 from detent.errors import ExportError
 from detent.exporters.onnx_graph import OnnxGraph
 from detent.exporters.onnx_openvino import check_openvino
+from detent.exporters.onnx_qnn import prepare_qnn
 from detent.exporters.onnx_quantized import QdqGraph, QuantizedValue
 from detent.exporters.onnx_tensorrt import check_tensorrt
 
@@ -28,11 +29,13 @@ class Dialect:
         title: the runtime.
         check: refuses what it does not take, with an `ExportError`; returns notes.
         rounding: how its kernels turn accumulators into codes, as in `ExportReport`.
+        static: it wants every shape known, so that a file takes one sample at a time unless told how many.
     """
 
     title: str
     check: Callable[[QdqGraph], list[str]]
     rounding: str | None
+    static: bool = False
 
 
 def choose_dialect(asked: str | None, target: str) -> Dialect:
@@ -129,3 +132,12 @@ DIALECTS: Final[Registry[Dialect]] = Registry("ONNX dialect")
 DIALECTS.add("onnxruntime", Dialect(title="ONNX Runtime on CPUs", check=check_onnxruntime, rounding="float"))
 DIALECTS.add("openvino", Dialect(title="OpenVINO on CPUs", check=check_openvino, rounding="float"))
 DIALECTS.add("tensorrt", Dialect(title="NVIDIA TensorRT, explicit", check=check_tensorrt, rounding=None))
+DIALECTS.add(
+    "qnn",
+    Dialect(
+        title="Qualcomm HTP through QNN",
+        check=lambda qdq: prepare_qnn(qdq.graph, qdq.qmodel),
+        rounding=None,
+        static=True,
+    ),
+)

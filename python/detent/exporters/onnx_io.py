@@ -20,13 +20,21 @@ from detent.errors import ExportError
 from detent.exporters.onnx_graph import OnnxGraph
 from detent.targets import IoType
 
-__all__ = ["IoChoice", "check_io_type", "decode_outputs", "encode_inputs", "resolve_io_types", "set_io_types"]
+__all__ = [
+    "MOVING",
+    "IoChoice",
+    "check_io_type",
+    "decode_outputs",
+    "encode_inputs",
+    "resolve_io_types",
+    "set_io_types",
+]
 
 IoChoice = str | Mapping[str, str] | None
 """One element type for all inputs (or outputs), types by name, or None for the model's own."""
 
 _TYPES: Final[tuple[str, ...]] = get_args(IoType)
-_MOVING: Final = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Slice", "Gather", "Expand")
+MOVING: Final = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Slice", "Gather", "Expand")
 """Operators that move entries of their first operand and are defined for integers of 8 and 16 bits."""
 
 
@@ -198,7 +206,7 @@ def _find_output(graph: OnnxGraph, name: str) -> _Codes | str:
     makers = {made: node for node in graph.nodes for made in node.output}
     nodes: list[Any] = []
     value = name
-    while value in makers and makers[value].op_type in _MOVING:
+    while value in makers and makers[value].op_type in MOVING:
         nodes.append(makers[value])
         value = makers[value].input[0]
     last = makers.get(value)

@@ -30,7 +30,7 @@ from detent.exporters.onnx_quantized import QdqGraph
 from detent.exporters.onnx_tagging import least_opset, tag_quantizers
 from detent.exporters.onnx_torch import DOMAIN, translate
 from detent.exporters.report import ExportReport, require_writable, write_file
-from detent.exporters.subject import ExportableModel
+from detent.exporters.subject import ExportableModel, fix_batch
 from detent.graph.shapes import is_float
 from detent.records.grid import Grid
 
@@ -56,6 +56,7 @@ def export_onnx(
     opset: int | None = None,
     inputs: IoChoice = None,
     outputs: IoChoice = None,
+    batch: int | None = None,
 ) -> ExportReport:
     """Write a quantized model as a QDQ ONNX file.
 
@@ -74,15 +75,19 @@ def export_onnx(
             `"uint16"` for the codes of their grids; None takes the target's. The metadata `detent.io` give scale and
             zero point.
         outputs: element type of the outputs, likewise.
+        batch: number of samples the file takes, with every shape known; None leaves a dynamic batch dynamic, or takes 1
+            where the dialect wants known shapes.
 
     Raises:
-        ConfigError: an unknown dialect, element type or name.
+        ConfigError: an unknown dialect, element type or name, or a batch the model does not take.
         ExportError: the packages of the `onnx` extra are missing, an operator or grid has no ONNX form (at this opset)
             or none in this dialect, an input or output has no codes of the type asked for, the file would be larger
             than 2 GiB, or it cannot be written.
     """
     path, chosen = Path(path), choose_dialect(dialect, qmodel.plan.target)
-    found = build_qdq(qmodel, path, opset=opset, inputs=inputs, outputs=outputs)
+    if batch is None and chosen.static and qmodel.dynamic_batch:
+        batch = 1
+    found = build_qdq(fix_batch(qmodel, batch), path, opset=opset, inputs=inputs, outputs=outputs)
     notes = chosen.check(found.qdq)
     return finish_onnx(found, path, format="onnx", rounding=chosen.rounding, notes=notes)
 

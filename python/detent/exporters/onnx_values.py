@@ -26,7 +26,7 @@ from detent.exporters.onnx_verify import batches_of, has_channel_steps, open_ses
 from detent.exporters.subject import ExportableModel
 from detent.graph.names import NAME
 
-__all__ = ["ValueAgreement", "verify_onnx_values"]
+__all__ = ["ValueAgreement", "ValueComparison", "tap_values", "verify_onnx_values"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +68,9 @@ def verify_onnx_values(
         ExportError: onnxruntime is missing or cannot run the file, or the file lacks a quantized value of the model.
     """
     path = Path(path)
-    content, taps = _tapped(path)
+    content, taps = tap_values(path)
     session = open_session(content, optimize, path, fusing=not has_channel_steps(qmodel.plan))
-    comparison = _Comparison(qmodel.graph_module, taps, path)
+    comparison = ValueComparison(qmodel.graph_module, path)
     tensors = [inputs] if isinstance(inputs, torch.Tensor) else list(inputs)
     with torch.inference_mode():
         for batch in batches_of(qmodel, tensors, batch_size):
@@ -80,8 +80,12 @@ def verify_onnx_values(
     return comparison.result()
 
 
-def _tapped(path: Path) -> tuple[bytes, dict[str, str]]:
-    """The file with every dequantized activation as an output too; and by value name, what that output is called."""
+def tap_values(path: Path) -> tuple[bytes, dict[str, str]]:
+    """The file with every dequantized activation as an output too; and by value name, what that output is called.
+
+    Raises:
+        ExportError: the file cannot be read, or takes or gives integer codes.
+    """
     onnx = require_extra("onnx")
     try:
         model = onnx.load(path)
@@ -117,21 +121,31 @@ def _refuse_integer_ends(model: Any, path: Path) -> None:
         )
 
 
-class _Comparison(fx.Interpreter):
-    """Runs the PyTorch model, and goes on with the runtime's value wherever there is one."""
+class ValueComparison(fx.Interpreter):
+    """Runs the PyTorch model, and goes on with the runtime's value wherever there is one.
 
-    def __init__(self, module: fx.GraphModule, taps: dict[str, str], path: Path) -> None:
+    Args:
+        module: graph of the quantized model.
+        path: the file the runtime has run, for errors.
+    """
+
+    def __init__(self, module: fx.GraphModule, path: Path) -> None:
         super().__init__(module)
         self._path = path
-        self._taps = taps
         self._found: dict[str, npt.NDArray[np.float32]] = {}
         self._tallies: dict[str, tuple[float, int, int]] = {}
 
     def compare(self, batch: list[torch.Tensor], found: dict[str, npt.NDArray[np.float32]]) -> None:
+        """Take a batch of inputs and the values a runtime made of them, by name.
+
+        Raises:
+            ExportError: a quantized value is not among them.
+        """
         self._found = found
         self.run(*batch, enable_io_processing=False)
 
     def run_node(self, n: fx.Node) -> Any:
+        """Run one operator; where it is a quantizer, compare and go on with what the runtime has."""
         want = super().run_node(n)
         source = n.args[0] if n.args else None
         if n.target is not torch.ops.detent.fake_quantize.default or not isinstance(source, fx.Node):
@@ -161,6 +175,7 @@ class _Comparison(fx.Interpreter):
         self._tallies[name] = (max(largest, most), off + int((distance > 0).sum()), count + distance.numel())
 
     def result(self) -> list[ValueAgreement]:
+        """The agreement of each value over all batches, in order of execution."""
         return [
             ValueAgreement(name=name, largest_steps=largest, off_fraction=off / max(count, 1))
             for name, (largest, off, count) in self._tallies.items()

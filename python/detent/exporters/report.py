@@ -8,9 +8,9 @@ from pathlib import Path
 from types import MappingProxyType
 
 from detent.errors import ExportError, FormatError
-from detent.records.files import check_writable, write_atomically
+from detent.records.files import check_writable, write_all_atomically, write_atomically
 
-__all__ = ["ExportReport", "require_writable", "write_file"]
+__all__ = ["ExportReport", "require_writable", "write_file", "write_files"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,5 +72,17 @@ def write_file(path: Path, data: bytes) -> None:
     """
     try:
         write_atomically(path, data)
+    except FormatError as error:
+        raise ExportError(error.what, where=error.where, remedy=error.remedy) from error
+
+
+def write_files(contents: Mapping[Path, bytes]) -> None:
+    """Write files that belong together, all of them or none; the first refers to the others.
+
+    Raises:
+        ExportError: one of them cannot be written.
+    """
+    try:
+        write_all_atomically(contents)
     except FormatError as error:
         raise ExportError(error.what, where=error.where, remedy=error.remedy) from error
