@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from detent.errors import ExportError
-from detent.integer.operations import CodeGrid
+from detent.integer.code_grid import CodeGrid
 
 __all__ = ["BUILTINS", "TYPES", "FlatFile", "Operator", "Tensor", "code_tensor", "require_flatbuffers"]
 

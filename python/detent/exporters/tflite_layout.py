@@ -13,17 +13,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from detent.integer.operations import (
-    Average,
-    Concatenate,
-    Convolution,
-    LinearLayer,
-    MaximumPool,
-    Operation,
-    Product,
-    Sum,
-    Table,
-)
+from detent.integer.operations import Concatenate, Convolution, LinearLayer, Operation, Product, Sum, Table
+from detent.integer.windows import Average, MaximumPool
 
 __all__ = [
     "NEW",

@@ -13,19 +13,9 @@ from detent.exporters.tflite_layout import Layout, channels_last, plain, stored_
 from detent.exporters.tflite_moves import add_move, relay, transposed
 from detent.exporters.tflite_weights import add_bias, add_kernel
 from detent.exporters.tflite_windows import VALID, input_of_convolution, input_of_pool, pair
-from detent.integer.operations import (
-    Average,
-    CodeGrid,
-    Concatenate,
-    Convolution,
-    LinearLayer,
-    MaximumPool,
-    Move,
-    Operation,
-    Product,
-    Sum,
-    Table,
-)
+from detent.integer.code_grid import CodeGrid
+from detent.integer.operations import Concatenate, Convolution, LinearLayer, Move, Operation, Product, Sum, Table
+from detent.integer.windows import Average, MaximumPool
 
 __all__ = ["Translation"]
 

@@ -10,7 +10,8 @@ import numpy as np
 from detent.errors import UnsupportedOpError
 from detent.exporters.tflite_file import Tensor, code_tensor
 from detent.exporters.tflite_layout import channels_last
-from detent.integer.operations import Average, Convolution, MaximumPool, Operation
+from detent.integer.operations import Convolution, Operation
+from detent.integer.windows import Average, MaximumPool
 
 if TYPE_CHECKING:
     from detent.exporters.tflite_operators import Translation

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from detent.integer.arithmetic import RUNTIMES, Arithmetic
+from detent.integer.code_grid import CodeGrid
 from detent.integer.lowering import LowerableModel, lower
-from detent.integer.operations import CodeGrid, QuantizeInput
+from detent.integer.operations import QuantizeInput
 from detent.integer.program import IntegerProgram, IntegerRun
 
 __all__ = [

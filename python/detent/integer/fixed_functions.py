@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from detent.integer.operations import CodeGrid
+from detent.integer.code_grid import CodeGrid
 from detent.kernels.requantize import Requantization, fixed_point, requantize
 
 __all__ = ["FIXED_FUNCTIONS", "SIGMOID_GRID", "requantized"]

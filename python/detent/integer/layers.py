@@ -13,7 +13,8 @@ from torch import fx
 from detent.errors import UnsupportedOpError
 from detent.graph.roles import argument, op_name, role_of
 from detent.integer.arithmetic import Arithmetic
-from detent.integer.operations import CodeGrid, Convolution, LinearLayer
+from detent.integer.code_grid import CodeGrid
+from detent.integer.operations import Convolution, LinearLayer
 from detent.kernels.requantize import Rule
 
 __all__ = ["convolution", "linear", "transposed_convolution"]

@@ -18,16 +18,9 @@ from detent.graph.shapes import is_tensor
 from detent.graph.tensors import read_tensor
 from detent.integer import layers, moves, pools, tables
 from detent.integer.arithmetic import RUNTIMES, Arithmetic
+from detent.integer.code_grid import CodeGrid
 from detent.integer.fixed_functions import SIGMOID_GRID
-from detent.integer.operations import (
-    CodeGrid,
-    Concatenate,
-    Move,
-    Operation,
-    Product,
-    QuantizeInput,
-    Sum,
-)
+from detent.integer.operations import Concatenate, Move, Operation, Product, QuantizeInput, Sum
 from detent.integer.program import IntegerProgram, Overflow
 from detent.records.plan import QuantPlan
 from detent.targets import Target, load_target

@@ -8,120 +8,33 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import reduce
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from detent.integer import fixed_point
+from detent.integer.code_grid import CodeGrid
 from detent.kernels.integer_moves import integer_gather, integer_look_up
 from detent.kernels.integer_products import integer_conv, integer_linear
 from detent.kernels.integer_sum import integer_sum, integer_value_sum
-from detent.kernels.quantize import quantize
-from detent.kernels.requantize import Requantization, Rule, requantize
+from detent.kernels.requantize import Rule
 
 __all__ = [
-    "Average",
-    "CodeGrid",
     "Concatenate",
     "Convolution",
     "LinearLayer",
-    "MaximumPool",
     "Move",
     "Operation",
     "Product",
     "QuantizeInput",
     "Sum",
     "Table",
-    "Window",
 ]
 
 Codes = npt.NDArray[Any]
 Extremes = tuple[int, int]
-
-_LARGEST: Final = {"uint8": 255, "int8": 127, "uint16": 65535, "int16": 32767}
-
-
-@dataclass(frozen=True, kw_only=True)
-class CodeGrid:
-    """The grid of a tensor of codes: a value is `(code - zero_point) * scale`.
-
-    Args:
-        scale: a float32 number.
-        zero_point: code of zero.
-        lowest: code.
-        highest: code.
-        storage: type that holds the codes: uint8, int8, uint16 or int16.
-    """
-
-    scale: float
-    zero_point: int
-    lowest: int
-    highest: int
-    storage: str
-
-    @classmethod
-    def of(cls, scale: float, zero_point: int, lowest: int, highest: int) -> CodeGrid:
-        """A grid whose codes are held by the narrowest type that has them."""
-        names = ("uint8", "uint16") if lowest >= 0 else ("int8", "int16")
-        storage = next(name for name in names if highest <= _LARGEST[name])
-        return cls(scale=scale, zero_point=zero_point, lowest=lowest, highest=highest, storage=storage)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of the codes."""
-        return np.dtype(self.storage)
-
-    @property
-    def whole(self) -> CodeGrid:
-        """The same with all codes that the type has."""
-        ends = np.iinfo(self.dtype)
-        return replace(self, lowest=int(ends.min), highest=int(ends.max))
-
-    def codes(self, values: npt.NDArray[np.float32]) -> Codes:
-        """Codes of values, rounded half to even."""
-        scale, zero = np.array([self.scale], np.float32), np.array([self.zero_point], np.int32)
-        dense = np.ascontiguousarray(values, np.float32)
-        return quantize(dense, scale, zero, self.lowest, self.highest, dtype=self.dtype.name)
-
-    def centred(self, codes: Codes) -> npt.NDArray[np.int64]:
-        """Codes less the zero point."""
-        return codes.astype(np.int64) - self.zero_point
-
-    def values(self, codes: Codes) -> npt.NDArray[np.float32]:
-        """Values of codes, float32."""
-        found: npt.NDArray[np.float32] = (codes.astype(np.int32) - np.int32(self.zero_point)).astype(np.float32)
-        found *= np.float32(self.scale)
-        return found
-
-    def clipped(self, numbers: npt.NDArray[Any]) -> Codes:
-        """Codes of whole numbers of steps."""
-        ends = self.lowest - self.zero_point, self.highest - self.zero_point
-        found: Codes = (np.clip(numbers, *ends) + self.zero_point).astype(self.dtype)
-        return found
-
-    def is_within(self, other: CodeGrid) -> bool:
-        """Whether codes are codes of the other grid as they are."""
-        alike = (self.scale, self.zero_point, self.dtype) == (other.scale, other.zero_point, other.dtype)
-        return alike and other.lowest <= self.lowest and self.highest <= other.highest
-
-    def clamped(self, lower: float, upper: float) -> CodeGrid:
-        """The same with the codes of values in `lower..upper` only."""
-        limits = np.array([lower, upper], np.float32)
-        low, high = (int(code) for code in self.codes(limits))
-        return replace(self, lowest=low, highest=high)
-
-    def requantization(self, rule: Rule, factors: npt.NDArray[np.float64]) -> Requantization:
-        """What accumulators become with factors `[1]` or `[channels]`."""
-        return Requantization.of(
-            rule,
-            factors,
-            zero_point=self.zero_point,
-            lowest=self.lowest,
-            highest=self.highest,
-        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -320,102 +233,6 @@ class Product(Operation):
             return self.grid.clipped(fixed_point.product(a, b, scales)), None
         scale = np.float32(self.sources[0].scale) * np.float32(self.sources[1].scale) / np.float32(self.grid.scale)
         return self.grid.clipped(np.rint((a * b).astype(np.float32) * scale)), None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Window:
-    """Where a window slides over the last axes.
-
-    Args:
-        size: of the window, along each of these axes.
-        stride: likewise.
-        before: padded entries before the first one.
-        after: padded entries behind the last one.
-        dilation: distance of entries in the window.
-    """
-
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
-    before: tuple[int, ...]
-    after: tuple[int, ...]
-    dilation: tuple[int, ...]
-
-    def of(self, values: npt.NDArray[Any], fill: int) -> npt.NDArray[Any]:
-        """A view `[..., positions, entries of the window]`."""
-        rank = len(self.size)
-        ends = [(0, 0)] * (values.ndim - rank) + list(zip(self.before, self.after, strict=True))
-        padded = np.pad(values, ends, constant_values=fill)
-        reach = tuple((size - 1) * step + 1 for size, step in zip(self.size, self.dilation, strict=True))
-        windows = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=tuple(range(-rank, 0)))
-        steps = [slice(None, None, step) for step in (*self.stride, *self.dilation)]
-        index: Any = (Ellipsis, *steps)
-        found: npt.NDArray[Any] = windows[index]
-        return found
-
-    def entries(self, windows: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
-        """What `of` gave, entry by entry of the window: NumPy is slow along axes as short as these."""
-        places: list[Any] = [(Ellipsis, *place) for place in np.ndindex(*self.size)]
-        return [windows[place] for place in places]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class MaximumPool(Operation):
-    """The greatest code of each window."""
-
-    window: Window
-
-    def run(self, *inputs: Codes) -> tuple[Codes, Extremes | None]:
-        """As `Operation`."""
-        (x,) = inputs
-        windows = self.window.of(x, int(np.iinfo(x.dtype).min))
-        return np.ascontiguousarray(reduce(np.maximum, self.window.entries(windows))), None
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Average(Operation):
-    """The mean of each window, or over some axes.
-
-    Args:
-        source: grid of the input.
-        window: that slides, or None.
-        axes: that are averaged over, without a window.
-        keep: whether these axes stay, with one entry.
-        counts: int64, entries averaged for each position of the window, shaped to broadcast; or how many there are.
-        fixed_point: with whole numbers, as TensorFlow Lite's `AVERAGE_POOL_2D` and `MEAN`; else in float32.
-    """
-
-    source: CodeGrid
-    window: Window | None = None
-    axes: tuple[int, ...] = ()
-    keep: bool = False
-    counts: npt.NDArray[np.int64]
-    fixed_point: bool = False
-
-    def run(self, *inputs: Codes) -> tuple[Codes, Extremes | None]:
-        """As `Operation`."""
-        (x,) = inputs
-        if self.window is None:
-            sums = x.sum(axis=self.axes, keepdims=self.keep, dtype=np.int64)
-            sums = sums - self.source.zero_point * (x.size // max(1, sums.size))
-        else:
-            sums = sum(self.window.entries(self.window.of(self.source.centred(x), 0)))
-        if self.fixed_point:
-            return self._whole(sums)
-        extremes = (int(sums.min()), int(sums.max())) if sums.size else (0, 0)
-        factors = np.float32(self.source.scale) / (np.float32(self.grid.scale) * self.counts.astype(np.float32))
-        if factors.size > 1:
-            return self.grid.clipped(np.rint(sums.astype(np.float32) * factors)), extremes
-        how = self.grid.requantization("float", factors.reshape(1).astype(np.float64))
-        return requantize(np.ascontiguousarray(sums), how, self.grid.dtype), extremes
-
-    def _whole(self, sums: npt.NDArray[np.int64]) -> tuple[Codes, Extremes]:
-        zero, counts = self.source.zero_point, self.counts
-        extremes = (int(sums.min()), int(sums.max())) if sums.size else (0, 0)
-        if self.window is None:
-            means = fixed_point.mean(sums, int(counts), (self.source.scale, self.grid.scale))
-            return self.grid.clipped(means), extremes
-        # On one grid: the mean of codes, zero points included.
-        return self.grid.clipped(fixed_point.average_of_codes(sums + zero * counts, counts) - zero), extremes
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

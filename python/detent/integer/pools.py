@@ -14,7 +14,8 @@ from detent.errors import UnsupportedOpError
 from detent.graph.roles import argument, argument_names, first_argument, op_name
 from detent.integer import moves
 from detent.integer.arithmetic import Arithmetic
-from detent.integer.operations import Average, CodeGrid, MaximumPool, Window
+from detent.integer.code_grid import CodeGrid
+from detent.integer.windows import Average, MaximumPool, Window
 
 __all__ = ["average", "maximum", "mean"]
 

@@ -14,7 +14,8 @@ from rich.table import Table
 
 from detent._registry import unknown_name
 from detent.errors import ConfigError
-from detent.integer.operations import CodeGrid, Convolution, LinearLayer, Operation, worst_accumulator
+from detent.integer.code_grid import CodeGrid
+from detent.integer.operations import Convolution, LinearLayer, Operation, worst_accumulator
 from detent.integer.storage import described, restored
 from detent.kernels.arrays import ArrayLike, as_array
 from detent.records.files import write_atomically

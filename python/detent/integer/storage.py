@@ -10,21 +10,19 @@ import numpy as np
 import numpy.typing as npt
 
 from detent.errors import FormatError
+from detent.integer.code_grid import CodeGrid
 from detent.integer.operations import (
-    Average,
-    CodeGrid,
     Concatenate,
     Convolution,
     LinearLayer,
-    MaximumPool,
     Move,
     Operation,
     Product,
     QuantizeInput,
     Sum,
     Table,
-    Window,
 )
+from detent.integer.windows import Average, MaximumPool, Window
 
 __all__ = ["described", "restored"]
 

@@ -13,8 +13,9 @@ from torch import fx
 from detent.errors import UnsupportedOpError
 from detent.graph.roles import argument, argument_names, op_name
 from detent.integer.arithmetic import Arithmetic
+from detent.integer.code_grid import CodeGrid
 from detent.integer.fixed_functions import FIXED_FUNCTIONS
-from detent.integer.operations import CodeGrid, Table
+from detent.integer.operations import Table
 
 __all__ = ["fixed", "requantizing", "table"]
 
