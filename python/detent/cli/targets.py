@@ -33,11 +33,27 @@ def targets(
             rule = load_target(known).rule("conv")
             table.add_row(known, _weights(rule), _activations(rule), _bias(rule))
         console.print(table)
-        console.print("Widths in bits, the first is the default. `detent targets NAME` shows one with its sources.")
+        console.print("Widths in bits, the first is the default. `detent targets NAME` shows one with its sources.\n")
+        _show_operators(console)
     elif json:
         typer.echo(load_target(name).model_dump_json(indent=2))
     else:
         _show(console, load_target(name))
+
+
+def _show_operators(console: Console) -> None:
+    from detent.exporters.matrix import operator_matrix
+
+    matrix = operator_matrix()
+    names = list(next(iter(matrix.values())))
+    table = Table("operator", *names, box=None, pad_edge=False)
+    kinds: dict[tuple[str, ...], list[str]] = {}
+    for (kind, name), cells in matrix.items():
+        kinds.setdefault((kind, *cells.values()), []).append(name)
+    for (_, *widths), operators in kinds.items():
+        table.add_row(", ".join(operators), *widths)
+    console.print(table)
+    console.print("Widths of weights x activations; refused: the target's file cannot hold it on codes.")
 
 
 _SIGN: Final = {True: "signed", False: "unsigned", None: "sign from data"}
@@ -46,6 +62,7 @@ _SIGN: Final = {True: "signed", False: "unsigned", None: "sign from data"}
 def _show(console: Console, target: Target) -> None:
     console.print(str(target), markup=False)
     console.print(f"activations: {_activations(target.defaults)}; bias: {_bias(target.defaults)}")
+    console.print(f"files: {', '.join(target.formats)}; integer programs round like {target.runtime}")
     table = Table("operation", "weights", "inputs", "output", box=None, pad_edge=False)
     for name, rule in {**target.ops, "all others": target.defaults}.items():
         table.add_row(name, _weights(rule), _inputs(rule), _output(rule, target.defaults))

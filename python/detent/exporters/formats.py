@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,13 +11,14 @@ from detent._registry import Registry, unknown_name
 from detent.errors import ConfigError
 from detent.exporters.c_header import export_c_header
 from detent.exporters.imx500 import export_imx500
+from detent.exporters.imx500_operators import IMX500_OPERATORS
 from detent.exporters.onnx_qdq import export_onnx
 from detent.exporters.onnx_qoperator import export_qoperator
 from detent.exporters.pt2e import export_pt2e
 from detent.exporters.qualcomm import export_qualcomm
 from detent.exporters.report import ExportReport
 from detent.exporters.subject import ExportableModel
-from detent.exporters.tflite import TFLITE_OPERATORS, export_tflite
+from detent.exporters.tflite import NARROW_FUNCTIONS, TFLITE_OPERATORS, export_tflite
 from detent.exporters.weights import export_weights
 
 __all__ = ["FORMATS", "SUFFIXES", "Format", "export", "format_of"]
@@ -32,11 +33,13 @@ class Format:
         write: takes the model, the path and keyword options of its own; returns the report.
         operators: kinds of operations and names of single ones (`detent.targets.OP_NAMES`) that it expresses on codes;
             None for all.
+        narrow: those of them that it expresses on codes of 8 bits only.
     """
 
     title: str
     write: Callable[..., ExportReport]
     operators: frozenset[str] | None = None
+    narrow: frozenset[str] = frozenset()
 
 
 FORMATS: Final[Registry[Format]] = Registry("export format")
@@ -47,16 +50,21 @@ SUFFIXES: Final[Registry[str]] = Registry("file suffix")
 
 FORMATS.add("onnx", Format(title="ONNX with QuantizeLinear and DequantizeLinear", write=export_onnx))
 SUFFIXES.add(".onnx", "onnx")
-FORMATS.add("tflite", Format(title="TensorFlow Lite", write=export_tflite, operators=TFLITE_OPERATORS))
+FORMATS.add(
+    "tflite", Format(title="TensorFlow Lite", write=export_tflite, operators=TFLITE_OPERATORS, narrow=NARROW_FUNCTIONS)
+)
 SUFFIXES.add(".tflite", "tflite")
-FORMATS.add("c", Format(title="C header with TensorFlow Lite", write=export_c_header, operators=TFLITE_OPERATORS))
+FORMATS.add("c", replace(FORMATS["tflite"], title="C header with TensorFlow Lite", write=export_c_header))
 SUFFIXES.add(".h", "c")
 FORMATS.add("pt2e", Format(title="ExportedProgram with quantized_decomposed operators", write=export_pt2e))
 SUFFIXES.add(".pt2", "pt2e")
 FORMATS.add("safetensors", Format(title="packed codes for detent.load", write=export_weights))
 SUFFIXES.add(".safetensors", "safetensors")
 FORMATS.add("qoperator", Format(title="ONNX with operators on codes", write=export_qoperator))
-FORMATS.add("imx500", Format(title="ONNX for the converter of Sony's IMX500", write=export_imx500))
+FORMATS.add(
+    "imx500",
+    Format(title="ONNX for the converter of Sony's IMX500", write=export_imx500, operators=IMX500_OPERATORS),
+)
 FORMATS.add("qualcomm", Format(title="Qualcomm encodings JSON beside float ONNX", write=export_qualcomm))
 SUFFIXES.add(".encodings", "qualcomm")
 

@@ -11,8 +11,9 @@ from detent.exporters.onnx_tagging import Tagged
 from detent.graph.names import describe_place
 from detent.graph.roles import argument, op_name, role_of
 from detent.graph.shapes import value_of
+from detent.targets import OP_NAMES, kind_of
 
-__all__ = ["TRIED_OPERATORS", "check_operators"]
+__all__ = ["IMX500_OPERATORS", "TRIED_OPERATORS", "check_operators"]
 
 TRIED_OPERATORS: Final = frozenset(
     (
@@ -24,6 +25,9 @@ TRIED_OPERATORS: Final = frozenset(
 
 _REFUSED: Final = ("celu", "elu", "erf", "floor", "gelu", "hardshrink", "log", "mish", "prelu", "softplus")
 """ATen operators whose ONNX forms it has named as unsupported."""
+
+IMX500_OPERATORS: Final = OP_NAMES - frozenset(_REFUSED) - frozenset(filter(None, map(kind_of, _REFUSED)))
+"""What the file expresses, by our names: single ones where their kind has some that are refused."""
 
 _REMEDY: Final = "replace it in the model, by relu, silu or hardswish for instance, or by what the converter takes"
 

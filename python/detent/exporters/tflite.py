@@ -26,7 +26,7 @@ from detent.exporters.tflite_operators import Translation
 from detent.exporters.tflite_parameters import Value, check_parameters, to_dictionary, to_json
 from detent.integer import IntegerProgram, QuantizeInput, lower
 
-__all__ = ["TFLITE_OPERATORS", "TfliteContent", "export_tflite", "tflite_content"]
+__all__ = ["NARROW_FUNCTIONS", "TFLITE_OPERATORS", "TfliteContent", "export_tflite", "tflite_content"]
 
 TFLITE_OPERATORS: Final = frozenset(
     (
@@ -35,6 +35,9 @@ TFLITE_OPERATORS: Final = frozenset(
     )
 )
 """What the file expresses on codes; and all that moves values from place to place."""
+
+NARROW_FUNCTIONS: Final = frozenset(("hardswish", "sigmoid", "silu", "tanh"))
+"""Those whose kernels for 16-bit codes integer programs do not have."""
 
 
 def export_tflite(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from detent.targets.load import load_target, target_names
-from detent.targets.op_names import KINDS, OP_NAMES
+from detent.targets.op_names import KINDS, OP_NAMES, kind_of
 from detent.targets.schema import ActivationRule, FixedGrid, GridKindName, IoType, OpRule, Target, WeightRule
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "OpRule",
     "Target",
     "WeightRule",
+    "kind_of",
     "load_target",
     "target_names",
 ]

@@ -305,6 +305,7 @@ class Target(FrozenModel):
         quantize_model_outputs: model outputs are quantized even if nothing reads them.
         input_dtype: element type of inputs in exported files, unless another is asked for.
         output_dtype: likewise of outputs.
+        formats: names of the file formats that it reads, the one that holds most first; `detent.export` has them.
         runtime: whose arithmetic its integer programs have; `detent.lower` has the names.
         channel_multiples: code width to the number that channel counts are padded to in memory (SIMD width).
     """
@@ -321,6 +322,7 @@ class Target(FrozenModel):
     quantize_model_outputs: bool = True
     input_dtype: IoType = "float32"
     output_dtype: IoType = "float32"
+    formats: Annotated[tuple[str, ...], Field(min_length=1)] = ("onnx",)
     runtime: str = "onnxruntime"
     channel_multiples: dict[int, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
 
