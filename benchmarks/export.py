@@ -2,8 +2,7 @@
 
     python benchmarks/export.py [--data FOLDER] [--networks ...] [--images 400] [--cases ...]
 
-Codes of all tensors are compared. Rows go to `benchmarks/results/export.json`. A new format is a line in `CASES`, and a
-function where its runtime is none of those below.
+Codes of all tensors are compared. Rows go to `benchmarks/results/export.json`. A new format is a line in `CASES`.
 """
 
 from __future__ import annotations
@@ -11,47 +10,19 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy.typing as npt
 import torch
 
 import detent
+from detent.exporters import open_runtime
 from harness import Row, print_rows, write_section
 from networks import NETWORKS, add_data_option, load_zoo
 
-Codes = dict[str, npt.NDArray[Any]]
 BATCH = 50
-
-
-def onnxruntime_codes(*, optimize: bool) -> Callable[[Path], Callable[[torch.Tensor], Codes]]:
-    """Codes of all tensors of an ONNX file, by the names that programs have for them."""
-
-    def open_file(path: Path) -> Callable[[torch.Tensor], Codes]:
-        import onnx
-        import onnxruntime
-
-        proto = onnx.load(path)
-        names = [name for node in proto.graph.node for name in node.output if name.endswith("_quantized")]
-        proto.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        if not optimize:
-            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        (taken,) = (entry.name for entry in session.get_inputs())
-
-        def run(images: torch.Tensor) -> Codes:
-            found = session.run(names, {taken: images.numpy()})
-            stems = [name.removesuffix("_quantized") for name in names]
-            return {f"{stem}_codes" if stem == taken else stem: one for stem, one in zip(stems, found, strict=True)}
-
-        return run
-
-    return open_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +34,9 @@ class Case:
         options: of `detent.quantize`.
         format: of `detent.export`.
         export: its options.
-        runtime: opens a file and runs batches of images; None where no runtime of this machine takes it.
+        suffix: of the file.
+        runtime: whose codes are compared, as `detent.lower` has it; None where no runtime of this machine takes the file.
+        images: to compare at most; some runtimes take their time.
         most: the greatest ratio of the file to its integers that is acceptable.
         beside: name of another case, and the greatest ratio to its file that is acceptable.
     """
@@ -72,21 +45,33 @@ class Case:
     options: Mapping[str, Any] = field(default_factory=dict)
     format: str = "onnx"
     export: Mapping[str, Any] = field(default_factory=dict)
-    runtime: Callable[[Path], Callable[[torch.Tensor], Codes]] | None = None
+    suffix: str = ".onnx"
+    runtime: str | None = None
+    images: int = 400
     most: float | None = None
     beside: tuple[str, float] | None = None
 
 
 CASES: dict[str, Case] = {
-    "onnx, W8A8": Case(runtime=onnxruntime_codes(optimize=True), most=1.15),
-    "onnx, W4A8": Case(
-        options={"weights_bits": 4}, runtime=onnxruntime_codes(optimize=True), beside=("onnx, W8A8", 0.65)
-    ),
-    "onnx for openvino, W8A8": Case(
-        export={"dialect": "openvino"}, runtime=onnxruntime_codes(optimize=True), most=1.15
-    ),
+    "onnx, W8A8": Case(runtime="onnxruntime", most=1.15),
+    "onnx, W4A8": Case(options={"weights_bits": 4}, runtime="onnxruntime", beside=("onnx, W8A8", 0.65)),
+    "onnx for openvino, W8A8": Case(export={"dialect": "openvino"}, runtime="onnxruntime", most=1.15),
     "onnx for tensorrt, W8A8": Case(target="tensorrt", most=1.15),
-    "qoperator, W8A8": Case(format="qoperator", runtime=onnxruntime_codes(optimize=False), most=1.15),
+    "qoperator, W8A8": Case(format="qoperator", runtime="onnxruntime", most=1.15),
+    "tflite, W8A8": Case(target="tflite", format="tflite", suffix=".tflite", runtime="tflite_micro", images=50),
+    "tflite, W8A16": Case(
+        target="tflite",
+        options={"activation_bits": 16},
+        format="tflite",
+        suffix=".tflite",
+        runtime="tflite_micro",
+        images=50,
+    ),
+    "imx500, W8A8": Case(target="imx500", format="imx500"),
+    "onnx for qnn, W8A8": Case(target="qnn"),
+    "pt2e, W8A8": Case(format="pt2e", suffix=".pt2"),
+    "safetensors, W8A8": Case(format="safetensors", suffix=".safetensors"),
+    "safetensors, W4A8": Case(options={"weights_bits": 4}, format="safetensors", suffix=".safetensors"),
 }
 """By name, in the order of the rows."""
 
@@ -120,11 +105,12 @@ def integer_bytes(qmodel: detent.QuantizedModel) -> int:
 def compare(case: Case, path: Path, qmodel: detent.QuantizedModel, x: torch.Tensor, y: torch.Tensor) -> dict[str, Any]:
     """Differing codes, top-1 of runtime and executor, and agreement with the model in PyTorch."""
     assert case.runtime is not None
-    run, program = case.runtime(path), detent.lower(qmodel)
+    program = detent.lower(qmodel, runtime=case.runtime)
+    run = open_runtime(path, program)
     (end,) = program.outputs
     tally = {"differing": 0, "codes": 0, "tensors": 0, "runtime": 0, "executor": 0, "agreeing": 0}
     for images, labels in _batches(x, y):
-        found, wanted = run(images), program.run(images, all_tensors=True).codes
+        found, wanted = run([images.numpy()]), program.run(images, all_tensors=True).codes
         tally["tensors"] = len(found)
         for name, codes in found.items():
             tally["differing"] += int((codes != wanted[name]).sum())
@@ -156,13 +142,14 @@ def measure(zoo: Any, network: str, images: int, names: list[str]) -> list[Row]:
         qmodel = detent.apply(graph, detent.plan(graph, stats, target=case.target, **case.options))
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
-            report = detent.export(qmodel, Path(folder) / "model.onnx", format=case.format, **case.export)
+            report = detent.export(qmodel, Path(folder) / f"model{case.suffix}", format=case.format, **case.export)
             seconds = time.perf_counter() - start
             sizes[name] = report.bytes
             rows += _size_rows(f"{network}, {name}", case, report.bytes, integer_bytes(qmodel), sizes, seconds)
             if case.runtime is not None:
-                found = compare(case, report.path, qmodel, x, y)
-                rows += _agreement_rows(f"{network}, {name}", found, len(x), seconds)
+                count = min(len(x), case.images)
+                found = compare(case, report.path, qmodel, x[:count], y[:count])
+                rows += _agreement_rows(f"{network}, {name}", found, count, seconds)
     return rows
 
 

@@ -22,11 +22,14 @@ import numpy as np
 import torch
 
 import detent
+import detent.exporters
 from detent import _core
 from harness import Row, compare, print_rows, time_in_turns, write_section
 from networks import NETWORKS, add_data_option, load_zoo
 
 TARGET = "onnxruntime"
+MICRO_IMAGES = 4
+"""How many images tflite-micro runs in a turn."""
 Rivals = dict[str, Callable[[], Any]]
 
 
@@ -47,7 +50,7 @@ def session_of(path: Path, threads: int) -> Any:
 
 
 def rivals(model: torch.nn.Module, program: detent.IntegerProgram, path: Path, x: np.ndarray, threads: int) -> Rivals:
-    """Calls by name; one of TensorFlow Lite for Microcontrollers belongs here when files for it are written."""
+    """Calls by name."""
     session, tensor = session_of(path, threads), torch.from_numpy(x)
     (entry,) = session.get_inputs()
 
@@ -60,6 +63,38 @@ def rivals(model: torch.nn.Module, program: detent.IntegerProgram, path: Path, x
         "torch float": forward,
         "onnxruntime": lambda: session.run(None, {entry.name: x})[0],
     }
+
+
+def against_tflite_micro(zoo: Any, network: str, options: argparse.Namespace) -> list[Row]:
+    """The program with the rules of tflite-micro against its own kernels, which have one thread and take one image."""
+    from tflite_micro.python.tflite_micro import runtime
+
+    use_threads(1)
+    qmodel = detent.quantize(zoo.load(network), zoo.calibration(512, 64), target="tflite", progress=False)
+    program, images = detent.lower(qmodel), zoo.images("test")[0].numpy()
+    with tempfile.TemporaryDirectory() as folder:
+        path = detent.export(qmodel, Path(folder) / "model.tflite").path
+        agreement = detent.exporters.verify(path, qmodel, torch.from_numpy(images[:MICRO_IMAGES]))
+        assert agreement.equal, str(agreement)
+        interpreter = runtime.Interpreter.from_file(str(path), arena_size=64 * 2**20)
+    pictures = np.ascontiguousarray(images[:MICRO_IMAGES].transpose(0, 2, 3, 1))
+
+    def micro() -> None:
+        for picture in pictures:
+            interpreter.set_input(picture[None], 0)
+            interpreter.invoke()
+            interpreter.get_output(0)
+
+    calls = {
+        "program": lambda: program.run(images[: options.batches[-1]]).outputs[0],
+        "tflite-micro": micro,
+    }
+    times = time_in_turns(calls, rounds=max(3, options.rounds // 3), chosen=min, clock=time.process_time)
+    # By the image: the rival's kernels take no more at a time.
+    each = {"program": times["program"] / options.batches[-1], "tflite-micro": times["tflite-micro"] / MICRO_IMAGES}
+    name = f"{network}, 1 threads, {options.batches[-1]} images: tflite-micro"
+    note = "by the image, tflite-micro runs one at a time; all codes equal"
+    return [compare(name, each, "program", "tflite-micro", at_least=50.0, note=note)]
 
 
 def verify(program: detent.IntegerProgram, path: Path, x: np.ndarray) -> float:
@@ -120,7 +155,7 @@ def main() -> None:
     options = parser.parse_args()
     zoo = load_zoo(options.data)
     for network in options.networks:
-        rows = measure(zoo, network, options)
+        rows = [*measure(zoo, network, options), *against_tflite_micro(zoo, network, options)]
         print_rows(network, rows)
         if not options.no_write:
             write_section("integer", network, rows)

@@ -14,7 +14,7 @@ from detent.exporters.pt2e import export_pt2e, to_exported_program
 from detent.exporters.qualcomm import export_qualcomm
 from detent.exporters.report import ExportReport
 from detent.exporters.subject import ExportableModel, fix_batch
-from detent.exporters.verification import TensorAgreement, Verification, verify
+from detent.exporters.verification import TensorAgreement, Verification, open_runtime, verify
 from detent.exporters.weights import export_weights, load
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "format_of",
     "integer_kernels",
     "load",
+    "open_runtime",
     "to_exported_program",
     "verify",
     "verify_onnx",

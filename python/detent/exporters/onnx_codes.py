@@ -20,7 +20,7 @@ Codes = Mapping[str, npt.NDArray[Any]]
 _SUFFIX = "_quantized"
 
 
-def onnx_codes(path: Path, program: IntegerProgram, runtime: str) -> Callable[[list[npt.NDArray[Any]]], Codes]:
+def onnx_codes(path: Path, program: IntegerProgram) -> Callable[[list[npt.NDArray[Any]]], Codes]:
     """A function from inputs to codes of all tensors that the file shows, computed with onnxruntime's integer kernels.
 
     Raises:

@@ -22,13 +22,12 @@ _ARENA: Final = 64 * 1024 * 1024
 """Bytes of working memory that are offered to tflite-micro, which says no to too few and takes what it needs."""
 
 
-def tflite_codes(path: Path, program: IntegerProgram, runtime: str) -> Callable[[list[Array]], Codes]:
+def tflite_codes(path: Path, program: IntegerProgram) -> Callable[[list[Array]], Codes]:
     """A function from inputs to codes of all tensors that the file shows.
 
     Args:
         path: the file.
-        program: it was made from.
-        runtime: `"tflite_micro"`, `"litert"` or `"litert_reference"`.
+        program: it was made from, for runtime `"tflite_micro"`, `"litert"` or `"litert_reference"`.
 
     Raises:
         ExportError: the package is missing, or the file cannot be read or run.
@@ -39,7 +38,8 @@ def tflite_codes(path: Path, program: IntegerProgram, runtime: str) -> Callable[
         raise ExportError(f"cannot read the file: {error.strerror}", where=str(path)) from error
     if content[4:8] != b"TFL3":
         raise ExportError("this is no TensorFlow Lite file", where=str(path))
-    opened = _Micro(content, path) if runtime == "tflite_micro" else _LiteRt(content, path, runtime)
+    micro = program.runtime == "tflite_micro"
+    opened = _Micro(content, path) if micro else _LiteRt(content, path, program.runtime)
     return _Run(opened, program)
 
 

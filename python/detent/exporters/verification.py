@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from detent._registry import unknown_name
 from detent.errors import ConfigError
 from detent.exporters.onnx_codes import onnx_codes
 from detent.exporters.onnx_verify import batches_of
@@ -21,7 +22,7 @@ from detent.exporters.subject import ExportableModel
 from detent.exporters.tflite_codes import tflite_codes
 from detent.integer import IntegerProgram, lower
 
-__all__ = ["TensorAgreement", "Verification", "verify"]
+__all__ = ["TensorAgreement", "Verification", "open_runtime", "verify"]
 
 Codes = Mapping[str, npt.NDArray[Any]]
 Runner = Callable[[list[npt.NDArray[Any]]], Codes]
@@ -102,6 +103,19 @@ _RUNNERS: Final[dict[str, Callable[..., Runner]]] = {
 _BY_SUFFIX: Final = {".onnx": "onnxruntime", ".tflite": "tflite_micro"}
 
 
+def open_runtime(path: Path, program: IntegerProgram) -> Runner:
+    """A function from inputs to the codes of all tensors that a file shows, by the program's names.
+
+    Args:
+        path: the file.
+        program: it was made from; its runtime runs the file.
+
+    Raises:
+        ExportError: the runtime is not installed, or cannot load the file.
+    """
+    return _RUNNERS[program.runtime](path, program)
+
+
 def verify(
     path: str | os.PathLike[str],
     qmodel: ExportableModel,
@@ -132,9 +146,9 @@ def verify(
         )
     name = _BY_SUFFIX[path.suffix] if runtime is None else runtime
     if name not in _RUNNERS:
-        raise ConfigError(f"unknown runtime {name!r}", remedy=f"known: {', '.join(_RUNNERS)}")
+        raise unknown_name("runtime", name, _RUNNERS)
     program = lower(qmodel, runtime=name)
-    run = _RUNNERS[name](path, program, name)
+    run = open_runtime(path, program)
     tensors = [inputs] if isinstance(inputs, torch.Tensor) else list(inputs)
     tally = _Tally(program)
     samples = 0
