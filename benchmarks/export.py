@@ -35,7 +35,7 @@ class Case:
         format: of `detent.export`.
         export: its options.
         suffix: of the file.
-        runtime: whose codes are compared, as `detent.lower` has it; None where no runtime of this machine takes the file.
+        runtime: whose codes are compared, as `detent.lower` has it; None where none at hand takes the file.
         images: to compare at most; some runtimes take their time.
         most: the greatest ratio of the file to its integers that is acceptable.
         beside: name of another case, and the greatest ratio to its file that is acceptable.

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         QuantizationConfig,
     )
     from detent.curvature import estimate_traces
-    from detent.exporters import export, load
+    from detent.exporters import export, load, verify
     from detent.graph import Graph
     from detent.integer import IntegerProgram, lower
     from detent.mixed_precision import Resources, resources
@@ -103,6 +103,7 @@ __all__ = [
     "score",
     "target_names",
     "transform",
+    "verify",
 ]
 
 __version__: str = _core.version
@@ -148,6 +149,7 @@ _HOMES: Final = {
     "score": "detent.pipeline",
     "target_names": "detent.targets",
     "transform": "detent.pipeline",
+    "verify": "detent.exporters",
 }
 
 
