@@ -98,6 +98,7 @@ class _Lowering:
         self._module = module
         self._plan = plan
         self._arithmetic = arithmetic
+        self._taken = {str(node.meta.get(NAME, node.name)) for node in module.graph.nodes}
         self._operations: list[Operation] = []
         self._inputs: list[str] = []
         self._outputs: list[fx.Node] = []
@@ -131,7 +132,7 @@ class _Lowering:
                 )
             ends.append(self._codes[leaf])
         return IntegerProgram(
-            operations=tuple(self._operations),
+            operations=tuple(moves.join_moves(self._operations, ends)),
             inputs=tuple(self._inputs),
             outputs=tuple(ends),
             output_names=outputs,
@@ -150,6 +151,13 @@ class _Lowering:
         self._operations.append(operation)
         self._codes[node] = operation.output
         self._grids[operation.output] = operation.grid
+
+    def _fresh(self, name: str) -> str:
+        """A name for a tensor that the network has no name for."""
+        while name in self._taken:
+            name += "_"
+        self._taken.add(name)
+        return name
 
     def _move(self, node: fx.Node) -> None:
         source = self._codes[first_argument(node)]
@@ -177,7 +185,9 @@ class _Lowering:
         assert isinstance(source, fx.Node)
         if source.op == "placeholder":
             away = self._arithmetic.ties_away
-            self._add(node, QuantizeInput(inputs=(name,), output=f"{name}_codes", grid=grid, ties_away=away))
+            self._add(
+                node, QuantizeInput(inputs=(name,), output=self._fresh(f"{name}_codes"), grid=grid, ties_away=away)
+            )
             return
         for lower, upper, before in self._clamps(source):
             grid, source = grid.clamped(lower, upper), before
@@ -253,7 +263,7 @@ class _Lowering:
 
     def _gated(self, source: str, ends: dict[str, Any]) -> Operation:
         """SiLU where there is no operator for it: a product with the sigmoid, which has the grid it always has."""
-        gate = {"inputs": (source,), "output": f"{ends['output']}_gate", "grid": SIGMOID_GRID}
+        gate = {"inputs": (source,), "output": self._fresh(f"{ends['output']}_gate"), "grid": SIGMOID_GRID}
         self._operations.append(tables.fixed("sigmoid", self._grids[source], gate))
         sources = (self._grids[source], SIGMOID_GRID)
         return Product(sources=sources, fixed_point=True, **{**ends, "inputs": (source, gate["output"])})
@@ -281,7 +291,7 @@ class _Lowering:
             if self._grids[part].is_within(grid):
                 names.append(part)
                 continue
-            output = f"{ends['output']}_part_{place}"
+            output = self._fresh(f"{ends['output']}_part_{place}")
             between: dict[str, Any] = {"inputs": (part,), "output": output, "grid": grid}
             self._operations.append(tables.requantizing(self._grids[part], self._arithmetic, between))
             names.append(output)
