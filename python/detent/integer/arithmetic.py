@@ -7,6 +7,7 @@ from typing import Final, Literal
 
 from detent._registry import Registry
 from detent.errors import UnsupportedOpError
+from detent.integer.operations import SumRule
 from detent.kernels.requantize import Rule
 
 __all__ = ["RUNTIMES", "Arithmetic", "Functions"]
@@ -22,8 +23,8 @@ class Arithmetic:
         convolution: rule of convolutions.
         linear: rule of linear layers.
         wide_linear: rule of linear layers with 16-bit activations; None where programs do not have it.
-        fixed_point: sums, products and means multiply with whole numbers, by the rule `"double_rounding"`; else in
-            float32.
+        sums: rule of sums.
+        fixed_point: products and means multiply with whole numbers, by the rule `"double_rounding"`; else in float32.
         functions: sigmoid, tanh and the like are rounded from exact values, or computed with whole numbers.
         ties_away: values of inputs are rounded half away from zero, else half to even.
     """
@@ -31,6 +32,7 @@ class Arithmetic:
     convolution: Rule = "float"
     linear: Rule = "float"
     wide_linear: Rule | None = "float"
+    sums: SumRule = "fused_float"
     fixed_point: bool = False
     functions: Functions = "exact"
     ties_away: bool = False
@@ -55,12 +57,14 @@ RUNTIMES: Final[Registry[Arithmetic]] = Registry("runtime")
 """By name; targets name theirs."""
 
 RUNTIMES.add("onnxruntime", Arithmetic())
+RUNTIMES.add("xnnpack", Arithmetic(sums="xnnpack"))
 RUNTIMES.add(
     "tflite_micro",
     Arithmetic(
         convolution="double_rounding",
         linear="double_rounding",
         wide_linear="int16x8",
+        sums="double_rounding",
         fixed_point=True,
         functions="fixed_point",
         ties_away=True,
@@ -72,6 +76,7 @@ RUNTIMES.add(
         convolution="double_rounding",
         linear="single_rounding",
         wide_linear=None,
+        sums="double_rounding",
         fixed_point=True,
         functions="fixed_point",
         ties_away=True,
@@ -83,6 +88,7 @@ RUNTIMES.add(
         convolution="ruy",
         linear="ruy",
         wide_linear=None,
+        sums="double_rounding",
         fixed_point=True,
         functions="exact",
         ties_away=True,

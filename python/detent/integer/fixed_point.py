@@ -1,6 +1,6 @@
-"""Sums, products and means of codes as TensorFlow Lite's kernels compute them: with whole numbers.
+"""Sums, products and means of codes as TensorFlow Lite's and XNNPACK's kernels compute them: with whole numbers.
 
-Each product with a real factor is gemmlowp's: a doubled high product, then a shift, both rounded
+In TensorFlow Lite each product with a real factor is gemmlowp's: a doubled high product, then a shift, both rounded
 (`detent.kernels.requantize`, rule `"double_rounding"`). Factors are float64 quotients of float32 scales, as the kernels
 prepare them. Source: TensorFlow Lite, `kernels/internal/reference/add.h`, `mul.h` and `reduce.h`.
 """
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from detent.kernels.requantize import Requantization, fixed_point, requantize
 
-__all__ = ["average_of_codes", "mean", "product", "single", "total"]
+__all__ = ["average_of_codes", "mean", "product", "shifted_total", "single", "total"]
 
 Codes = npt.NDArray[Any]
 Integers = npt.NDArray[np.int64]
@@ -50,6 +50,18 @@ def total(a: Integers, b: Integers, scales: tuple[float, float, float], bits: in
     )
     left, right = np.broadcast_arrays(*parts)
     return _multiplied(left + right, whole / ((1 << fraction) * result)).astype(np.int64)
+
+
+def shifted_total(a: Integers, b: Integers, scales: tuple[float, float, float]) -> Integers:
+    """Sums without the zero point as XNNPACK has them: multipliers of 21 bits, one shift, ties upward.
+
+    Arguments are those of `total`. Source: XNNPACK, `src/microparams-init.c`, `qs8_add_minmax`.
+    """
+    ratios = [np.float32(scale) / np.float32(scales[2]) for scale in scales[:2]]
+    shift = 21 - int(np.frexp(max(ratios))[1])
+    first, second = (int(np.rint(np.ldexp(ratio, shift))) for ratio in ratios)
+    found: Integers = (a * first + b * second + (1 << (shift - 1))) >> shift
+    return found
 
 
 def product(a: Integers, b: Integers, scales: tuple[float, float, float]) -> Integers:

@@ -20,7 +20,7 @@ from detent.integer import layers, moves, pools, tables
 from detent.integer.arithmetic import RUNTIMES, Arithmetic
 from detent.integer.code_grid import CodeGrid
 from detent.integer.fixed_functions import SIGMOID_GRID
-from detent.integer.operations import Concatenate, Move, Operation, Product, QuantizeInput, Sum
+from detent.integer.operations import Concatenate, Move, Operation, Product, QuantizeInput, Sum, SumRule
 from detent.integer.program import IntegerProgram, Overflow
 from detent.records.plan import QuantPlan
 from detent.targets import Target, load_target
@@ -59,7 +59,8 @@ def lower(
     Args:
         qmodel: a `QuantizedModel` whose values are all on grids.
         target: whose runtime rounds; None takes the one the model was quantized for.
-        runtime: `"onnxruntime"`, `"tflite_micro"`, `"litert"` or `"litert_reference"`, in place of the target's.
+        runtime: `"onnxruntime"`, `"xnnpack"`, `"tflite_micro"`, `"litert"` or `"litert_reference"`, in place of the
+            target's.
         buffer_bits: of the device's accumulators for 8-bit codes, 2 to 32. What they can reach is bounded by the
             weights, whatever the input.
         overflow: `"error"` refuses a layer whose accumulators could leave them, `"note"` keeps it; the notes of the
@@ -256,10 +257,15 @@ class _Lowering:
         return Sum(
             sources=(self._grids[names[0]], self._grids[names[1]]),
             negative=kind == "sub",
-            fused=not any(name in self._rearranged for name in names),
-            fixed_point=self._arithmetic.fixed_point,
+            rule=self._rule_of_sum(names, negative=kind == "sub"),
             **{**ends, "inputs": names},
         )
+
+    def _rule_of_sum(self, names: tuple[str, ...], *, negative: bool) -> SumRule:
+        rule = self._arithmetic.sums
+        if rule == "fused_float" and (negative or any(name in self._rearranged for name in names)):
+            return "float"
+        return rule
 
     def _gated(self, source: str, ends: dict[str, Any]) -> Operation:
         """SiLU where there is no operator for it: a product with the sigmoid, which has the grid it always has."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -30,11 +30,13 @@ __all__ = [
     "Product",
     "QuantizeInput",
     "Sum",
+    "SumRule",
     "Table",
 ]
 
 Codes = npt.NDArray[Any]
 Extremes = tuple[int, int]
+SumRule = Literal["fused_float", "float", "double_rounding", "xnnpack"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -177,33 +179,35 @@ class LinearLayer(Operation):
 class Sum(Operation):
     """A sum of two tensors, or a difference.
 
-    onnxruntime's kernel, `QLinearAdd`, takes two fused steps: `a * r_a + (b * r_b + rest)` with ratios of the scales
-    and what zero points leave, all of it in float32. Where no such kernel applies, values are added and rounded anew.
+    With rule `"fused_float"` it is onnxruntime's kernel `QLinearAdd`, which takes two fused steps:
+    `a * r_a + (b * r_b + rest)` with ratios of the scales and what zero points leave, all of it in float32. Where that
+    kernel does not apply, behind padding, slices and the like and for differences, `"float"` adds values and rounds
+    anew. `"double_rounding"` is TensorFlow Lite's arithmetic of whole numbers, `"xnnpack"` that of XNNPACK.
 
     Args:
         sources: grids of the inputs.
         negative: the second one is subtracted.
-        fused: by the kernel; not behind padding, slices and the like, and not for differences.
-        fixed_point: computed with whole numbers instead, as TensorFlow Lite does.
+        rule: one of these.
     """
 
     sources: tuple[CodeGrid, CodeGrid]
     negative: bool = False
-    fused: bool = True
-    fixed_point: bool = False
+    rule: SumRule = "fused_float"
 
     def run(self, *inputs: Codes) -> tuple[Codes, Extremes | None]:
         """As `Operation`."""
         (a, b), (first, second), grid = inputs, self.sources, self.grid
         zero = np.float32(grid.zero_point)
-        if self.fixed_point:
+        if self.rule in ("double_rounding", "xnnpack"):
             left, right = first.centred(a), second.centred(b)
+            right = -right if self.negative else right
             scales = (first.scale, second.scale, grid.scale)
-            bits = 8 * grid.dtype.itemsize
-            return grid.clipped(fixed_point.total(left, -right if self.negative else right, scales, bits)), None
+            if self.rule == "xnnpack":
+                return grid.clipped(fixed_point.shifted_total(left, right, scales)), None
+            return grid.clipped(fixed_point.total(left, right, scales, 8 * grid.dtype.itemsize)), None
         a, b = (np.ascontiguousarray(one) for one in np.broadcast_arrays(a, b))
         ends = {"lowest": grid.lowest, "highest": grid.highest}
-        if not self.fused or self.negative:
+        if self.rule == "float":
             scales = first.scale, -second.scale if self.negative else second.scale, grid.scale
             zeros = first.zero_point, second.zero_point, grid.zero_point
             return integer_value_sum(a, b, grid.dtype, scales=scales, zero_points=zeros, **ends), None
