@@ -40,6 +40,6 @@ def assert_codes_of_the_program(
 ) -> None:
     """No code differs from the integer executor's, in any tensor."""
     assert len(found) >= 2
-    run = detent.lower(qmodel).run(*inputs, all_tensors=True)
+    run = detent.lower(qmodel, runtime="onnxruntime").run(*inputs, all_tensors=True)
     for name, codes in found.items():
         np.testing.assert_array_equal(run.codes[name], codes, err_msg=name)

@@ -59,9 +59,9 @@ def test_models_for_tensorrt_pass(name: str, tmp_path: Path) -> None:
     assert verify_onnx(report.path, qmodel, inputs).largest_steps <= 1
 
 
-def test_hand_made_int8_passes_every_dialect(tmp_path: Path) -> None:
+def test_hand_made_int8_passes_every_dialect_but_that_of_htp(tmp_path: Path) -> None:
     qmodel = by_hand()
-    for dialect in DIALECTS:
+    for dialect in set(DIALECTS) - {"qnn"}:
         report = export(qmodel, tmp_path / f"{dialect}.onnx", dialect=dialect)
         assert verify_onnx(report.path, qmodel, images()).largest_steps <= 1
 

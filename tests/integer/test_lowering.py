@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,6 +18,7 @@ import detent
 from detent import edit
 from detent.errors import ConfigError, UnsupportedOpError
 from detent.integer.operations import Sum
+from tests.exporters.tapped import tapped_codes
 from tests.fanout import VARIANTS, running
 from tests.integer.networks import NETWORKS
 from tests.models import MODELS, build
@@ -47,18 +46,7 @@ def quantized(name: str, width: str = "8") -> detent.QuantizedModel:
 
 def taps(qmodel: detent.QuantizedModel, inputs: list[Tensor], folder: Path) -> dict[str, np.ndarray]:
     """The codes of all tensors in onnxruntime, by the names that a program has for them."""
-    path = detent.export(qmodel, folder / "model.onnx").path
-    proto = onnx.load(path)
-    names = [node.output[0] for node in proto.graph.node if node.op_type == "QuantizeLinear"]
-    proto.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), options)
-    feeds = {entry.name: tensor.numpy() for entry, tensor in zip(session.get_inputs(), inputs, strict=True)}
-    found = session.run(names, feeds)
-    stems = [name.removesuffix("_quantized") for name in names]
-    given = {entry.name for entry in session.get_inputs()}
-    return {f"{stem}_codes" if stem in given else stem: codes for stem, codes in zip(stems, found, strict=True)}
+    return tapped_codes(detent.export(qmodel, folder / "model.onnx").path, inputs, optimize=True)
 
 
 def assert_same_codes(program: detent.IntegerProgram, inputs: list[Tensor], wanted: Mapping[str, np.ndarray]) -> None:
