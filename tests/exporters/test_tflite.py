@@ -297,7 +297,7 @@ def test_grids_of_another_target_are_refused(tmp_path: Path) -> None:
 
 
 def test_traps_of_the_runtimes_are_refused(tmp_path: Path) -> None:
-    """Weights of 4 bits with 16-bit activations, which LiteRT computes wrong; per-channel ones in linear layers."""
+    """What LiteRT computes wrong: 4-bit weights with 16-bit activations, steps for groups; and 4-bit linear layers."""
     both = quantized("convolutions", activation_bits=16, weights_bits=4)
     with pytest.raises(UnsupportedOpError, match="4-bit weights with 16-bit activations"):
         detent.export(both, tmp_path / "model.tflite")
@@ -310,6 +310,17 @@ def test_traps_of_the_runtimes_are_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(UnsupportedOpError, match="one scale for the tensor only"):
         detent.export(linear, tmp_path / "model.tflite")
+    target["ops"]["linear"]["weights"].update(bits=[8], group_sizes="any")
+    (tmp_path / "groups.json").write_text(json.dumps(target))
+    grouped = detent.quantize(
+        nn.Linear(8, 4).eval(),
+        [torch.randn(16, 8)],
+        target=tmp_path / "groups.json",
+        weights_group_size=4,
+        progress=False,
+    )
+    with pytest.raises(UnsupportedOpError, match="steps for groups of inputs"):
+        detent.export(grouped, tmp_path / "model.tflite")
     assert not (tmp_path / "model.tflite").exists()
 
 
