@@ -47,6 +47,30 @@ void integer_sum(const py::array& a, const py::array& b, float factor_a, float f
   sum_table().run(args);
 }
 
+const int32_t* require_table(const py::array& table, const py::array& codes, const char* what) {
+  return require_vector<int32_t>(table, int64_t{1} << (8 * codes.itemsize()), what);
+}
+
+void integer_table_sum(const py::array& a, const py::array& b, const py::array& table_a, const py::array& table_b,
+                       py::array_t<int32_t> out) {
+  require_codes(a, "a");
+  require_codes(b, "b");
+  const bool same = shape_text(a) == shape_text(b) && shape_text(a) == shape_text(out);
+  require(same, "a, b and out must have one shape, got ", shape_text(a), ", ", shape_text(b), " and ", shape_text(out));
+  require(out.writeable(), "out is read-only");
+  const TableSumArgs args{a.data(),
+                          b.data(),
+                          type_of(a, "a").type,
+                          type_of(b, "b").type,
+                          require_table(table_a, a, "table_a"),
+                          require_table(table_b, b, "table_b"),
+                          out.mutable_data(),
+                          a.size()};
+  if (a.size() == 0) return;
+  py::gil_scoped_release release;
+  sum_table().of_tables(args);
+}
+
 void integer_value_sum(const py::array& a, const py::array& b, std::array<float, 3> scales,
                        std::array<int32_t, 3> zero_points, int64_t lowest, int64_t highest, py::array out) {
   const TypeRange range = require_sum(a, b, lowest, highest, out);
@@ -122,6 +146,8 @@ void integer_look_up(const py::array& x, const py::array& table, py::array out) 
 void register_integer_maps(py::module_& module) {
   module.def("integer_sum", &integer_sum, "A sum of codes.", py::arg("a"), py::arg("b"), py::arg("factor_a"),
              py::arg("factor_b"), py::arg("rest"), py::arg("lowest"), py::arg("highest"), py::arg("out"));
+  module.def("integer_table_sum", &integer_table_sum, "A sum of what tables have for codes.", py::arg("a"),
+             py::arg("b"), py::arg("table_a"), py::arg("table_b"), py::arg("out").noconvert());
   module.def("integer_value_sum", &integer_value_sum, "A sum of the values of codes.", py::arg("a"), py::arg("b"),
              py::arg("scales"), py::arg("zero_points"), py::arg("lowest"), py::arg("highest"), py::arg("out"));
   module.def("integer_gather", &integer_gather, "Codes of each sample in other places.", py::arg("x"),

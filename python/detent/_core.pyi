@@ -122,6 +122,7 @@ def integer_sum(
     highest: int,
     out: _Array,
 ) -> None: ...
+def integer_table_sum(a: _Array, b: _Array, table_a: _Array, table_b: _Array, out: npt.NDArray[np.int32]) -> None: ...
 def integer_value_sum(
     a: _Array,
     b: _Array,

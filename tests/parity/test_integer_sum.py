@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detent.kernels.integer_sum import integer_sum, integer_value_sum
+from detent.kernels.integer_sum import integer_sum, integer_table_sum, integer_value_sum
 from detent.kernels.reference import integer as twin
 from tests import cases
 from tests.fanout import assert_parity
@@ -62,6 +62,45 @@ def test_each_step_is_rounded_once() -> None:
     # A product rounded by itself ends on the other side of some ties.
     separate = np.rint(a * by_a + (b * by_b + rest)).clip(0, 255)
     assert np.sum(fused != separate) == 177
+
+
+def table(dtype: Any, seed: int) -> np.ndarray:
+    ends = np.iinfo(np.int32)
+    rng = np.random.default_rng(seed)
+    return rng.integers(ends.min, ends.max, 2 ** (8 * np.dtype(dtype).itemsize), np.int32, endpoint=True)
+
+
+@pytest.mark.parametrize("other", TYPES)
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("size", ["1", "1025"])
+def test_sums_of_tables(size: str, dtype: str, other: str) -> None:
+    a, b = codes((int(size),), TYPES[dtype], 1), codes((int(size),), TYPES[other], 2)
+    tables = table(TYPES[dtype], 3), table(TYPES[other], 4)
+    wanted = twin.integer_table_sum(a, b, *tables)
+    assert_parity(lambda: integer_table_sum(a, b, *tables), wanted)
+
+
+def test_many_sums_of_tables() -> None:
+    a, b = codes((3, 50_000), np.int8, 1), codes((3, 50_000), np.uint8, 2)
+    tables = table(np.int8, 3), table(np.uint8, 4)
+    assert_parity(lambda: integer_table_sum(a, b, *tables), twin.integer_table_sum(a, b, *tables))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"a": np.zeros(3)}, "a must have"),
+        ({"b": np.zeros(4, np.uint8)}, "must have one shape"),
+        ({"table_a": np.zeros(255, np.int32)}, "table_a"),
+        ({"table_b": np.zeros(256, np.int64)}, "table_b"),
+        ({"b": np.zeros(6, np.uint8)[::2]}, "must be in C order"),
+    ],
+)
+def test_refusals_of_tables(change: dict[str, Any], message: str) -> None:
+    plain: dict[str, Any] = {"a": np.zeros(3, np.uint8), "b": np.zeros(3, np.uint8)}
+    plain |= {"table_a": np.zeros(256, np.int32), "table_b": np.zeros(256, np.int32), **change}
+    with pytest.raises(ValueError, match=message):
+        integer_table_sum(**plain)
 
 
 VALUES: dict[str, Any] = {"scales": (0.0371, -0.0113, 0.0291), "zero_points": (3, 100, 21), "lowest": 5, "highest": 250}

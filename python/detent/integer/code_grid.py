@@ -60,6 +60,12 @@ class CodeGrid:
         dense = np.ascontiguousarray(values, np.float32)
         return quantize(dense, scale, zero, self.lowest, self.highest, dtype=self.dtype.name)
 
+    @property
+    def every_code(self) -> npt.NDArray[np.int64]:
+        """For all numbers that the type has, the least one first, the code next to them."""
+        ends = np.iinfo(self.dtype)
+        return np.clip(np.arange(ends.min, ends.max + 1), self.lowest, self.highest)
+
     def centred(self, codes: Codes) -> npt.NDArray[np.int64]:
         """Codes less the zero point."""
         return codes.astype(np.int64) - self.zero_point

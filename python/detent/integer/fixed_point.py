@@ -14,10 +14,11 @@ import numpy.typing as npt
 
 from detent.kernels.requantize import Requantization, fixed_point, requantize
 
-__all__ = ["average_of_codes", "mean", "product", "shifted_total", "single", "total"]
+__all__ = ["average_of_codes", "mean", "of_terms", "product", "shifted_total", "single", "terms"]
 
 Codes = npt.NDArray[Any]
 Integers = npt.NDArray[np.int64]
+Table = npt.NDArray[np.int32]
 _WHOLE: Final[dict[str, Any]] = {"zero_point": 0, "lowest": -(2**31), "highest": 2**31 - 1}
 
 
@@ -33,29 +34,46 @@ def _multiplied(acc: npt.NDArray[np.int32], factor: float) -> npt.NDArray[np.int
     return found
 
 
-def total(a: Integers, b: Integers, scales: tuple[float, float, float], bits: int) -> Integers:
-    """Sums without the zero point.
+def terms(codes: Integers, others: Integers, scales: tuple[float, float, float], bits: int) -> tuple[Table, Table]:
+    """What TensorFlow Lite's sums add up: for the codes of both operands, without zero points, 32 bits.
 
     Args:
-        a: codes without their zero point.
-        b: likewise, of a shape to broadcast.
-        scales: of `a`, of `b` and of the result.
+        codes: of the first operand.
+        others: of the second.
+        scales: of both and of the result.
         bits: of the codes, 8 or 16, which leave room for 20 or 15 bits of fraction.
     """
-    fraction = 20 if bits == 8 else 15
-    first, second, result = (single(scale) for scale in scales)
+    fraction = _fraction(bits)
+    first, second = single(scales[0]), single(scales[1])
     whole = 2 * max(first, second)
-    parts = (
-        _multiplied((codes << fraction).astype(np.int32), scale / whole) for codes, scale in ((a, first), (b, second))
+    return (
+        _multiplied((codes << fraction).astype(np.int32), first / whole),
+        _multiplied((others << fraction).astype(np.int32), second / whole),
     )
-    left, right = np.broadcast_arrays(*parts)
-    return _multiplied(left + right, whole / ((1 << fraction) * result)).astype(np.int64)
+
+
+def of_terms(
+    scales: tuple[float, float, float], bits: int, *, zero_point: int, lowest: int, highest: int
+) -> Requantization:
+    """What makes codes of the sums of such terms; arguments as `terms` has them, and the codes of the result."""
+    whole = 2 * max(single(scales[0]), single(scales[1]))
+    factor = np.array([whole / ((1 << _fraction(bits)) * single(scales[2]))])
+    return Requantization.of("double_rounding", factor, zero_point=zero_point, lowest=lowest, highest=highest)
+
+
+def _fraction(bits: int) -> int:
+    return 20 if bits == 8 else 15
 
 
 def shifted_total(a: Integers, b: Integers, scales: tuple[float, float, float]) -> Integers:
     """Sums without the zero point as XNNPACK has them: multipliers of 21 bits, one shift, ties upward.
 
-    Arguments are those of `total`. Source: XNNPACK, `src/microparams-init.c`, `qs8_add_minmax`.
+    Args:
+        a: codes without their zero point.
+        b: likewise.
+        scales: of `a`, of `b` and of the result.
+
+    Source: XNNPACK, `src/microparams-init.c`, `qs8_add_minmax`.
     """
     ratios = [np.float32(scale) / np.float32(scales[2]) for scale in scales[:2]]
     shift = 21 - int(np.frexp(max(ratios))[1])
@@ -65,7 +83,7 @@ def shifted_total(a: Integers, b: Integers, scales: tuple[float, float, float]) 
 
 
 def product(a: Integers, b: Integers, scales: tuple[float, float, float]) -> Integers:
-    """Products without the zero point; arguments as `total` has them."""
+    """Products without the zero point; arguments as `shifted_total` has them."""
     first, second, result = (single(scale) for scale in scales)
     return _multiplied((a * b).astype(np.int32), first * second / result).astype(np.int64)
 

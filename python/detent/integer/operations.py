@@ -18,8 +18,8 @@ from detent.integer import fixed_point
 from detent.integer.code_grid import CodeGrid
 from detent.kernels.integer_moves import integer_gather, integer_look_up
 from detent.kernels.integer_products import integer_conv, integer_linear
-from detent.kernels.integer_sum import integer_sum, integer_value_sum
-from detent.kernels.requantize import Rule
+from detent.kernels.integer_sum import integer_sum, integer_table_sum, integer_value_sum
+from detent.kernels.requantize import Rule, requantize
 
 __all__ = [
     "Concatenate",
@@ -198,13 +198,12 @@ class Sum(Operation):
         """As `Operation`."""
         (a, b), (first, second), grid = inputs, self.sources, self.grid
         zero = np.float32(grid.zero_point)
-        if self.rule in ("double_rounding", "xnnpack"):
-            left, right = first.centred(a), second.centred(b)
-            right = -right if self.negative else right
+        if self.rule == "xnnpack":
+            right = -second.centred(b) if self.negative else second.centred(b)
             scales = (first.scale, second.scale, grid.scale)
-            if self.rule == "xnnpack":
-                return grid.clipped(fixed_point.shifted_total(left, right, scales)), None
-            return grid.clipped(fixed_point.total(left, right, scales, 8 * grid.dtype.itemsize)), None
+            return grid.clipped(fixed_point.shifted_total(first.centred(a), right, scales)), None
+        if self.rule == "double_rounding":
+            return self._of_terms(a, b), None
         a, b = (np.ascontiguousarray(one) for one in np.broadcast_arrays(a, b))
         ends = {"lowest": grid.lowest, "highest": grid.highest}
         if self.rule == "float":
@@ -215,6 +214,15 @@ class Sum(Operation):
         lost = by_a * np.float32(first.zero_point) + by_b * np.float32(second.zero_point)
         given: dict[str, Any] = {"factor_a": float(by_a), "factor_b": float(by_b), "rest": float(zero - lost)}
         return integer_sum(a, b, grid.dtype, **given, **ends), None
+
+    def _of_terms(self, a: Codes, b: Codes) -> Codes:
+        first, second, grid = *self.sources, self.grid
+        every, other = first.centred(first.every_code), second.centred(second.every_code)
+        given = (first.scale, second.scale, grid.scale), 8 * grid.dtype.itemsize
+        tables = fixed_point.terms(every, -other if self.negative else other, *given)
+        a, b = (np.ascontiguousarray(one) for one in np.broadcast_arrays(a, b))
+        how = fixed_point.of_terms(*given, zero_point=grid.zero_point, lowest=grid.lowest, highest=grid.highest)
+        return requantize(integer_table_sum(a, b, *tables), how, grid.dtype)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -143,7 +143,8 @@ class IntegerProgram:
                     held.pop(name, None)
         kept = {one.output for one in self.operations} if all_tensors else set(self.outputs)
         most = 2 ** (self.buffer_bits - 1) - 1
-        narrow = {layer.output for layer, _ in self._bounds() if layer.source.dtype.itemsize == 1}
+        layers = [one for one in self.operations if isinstance(one, Convolution | LinearLayer)]
+        narrow = {layer.output for layer in layers if layer.source.dtype.itemsize == 1}
         left = [name for name, ends in extremes.items() if name in narrow and max(ends[1], -ends[0]) > most]
         return IntegerRun(
             notes=tuple(f"{name}: accumulators left {self.buffer_bits} bits: {extremes[name]}" for name in left),

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import fx
 
@@ -44,7 +43,7 @@ def table(
             raise UnsupportedOpError(f"{name} with numbers for channels has no integer form yet")
         return number.reshape(())
 
-    values = torch.from_numpy(source.values(_codes_of(source)))
+    values = torch.from_numpy(source.values(source.every_code))
     args, kwargs = fx.map_arg((node.args, node.kwargs), stand_in)
     found: torch.Tensor = node.target(*args, **kwargs)  # type: ignore[operator]
     codes = ends["grid"].codes(np.ascontiguousarray(found.detach().numpy()))
@@ -55,7 +54,7 @@ def requantizing(source: CodeGrid, arithmetic: Arithmetic, ends: dict[str, Any])
     """The same values on another grid."""
     if arithmetic.fixed_point:
         return fixed("requantize", source, ends)
-    return Table(table=ends["grid"].codes(source.values(_codes_of(source))), function="requantize", **ends)
+    return Table(table=ends["grid"].codes(source.values(source.every_code)), function="requantize", **ends)
 
 
 def fixed(name: str, source: CodeGrid, ends: dict[str, Any], *, negative_slope: float = 0.0) -> Table:
@@ -71,12 +70,6 @@ def fixed(name: str, source: CodeGrid, ends: dict[str, Any], *, negative_slope: 
             f"the runtime has no integer kernel for {name}" + (" of 16-bit codes" if wide else ""),
             remedy=f"it has these: {', '.join(sorted(_WIDE_FUNCTIONS if wide else FIXED_FUNCTIONS))}",
         )
-    centred = source.centred(_codes_of(source))
+    centred = source.centred(source.every_code)
     numbers = FIXED_FUNCTIONS[name](centred, source.scale, grid.scale, negative_slope=negative_slope)
     return Table(table=grid.clipped(numbers), function=name, slope=negative_slope, **ends)
-
-
-def _codes_of(source: CodeGrid) -> npt.NDArray[np.int64]:
-    """All codes that the grid's type has; those off the grid are its ends."""
-    ends = np.iinfo(source.dtype)
-    return np.clip(np.arange(ends.min, ends.max + 1), source.lowest, source.highest)

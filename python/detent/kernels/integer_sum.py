@@ -10,7 +10,7 @@ import numpy.typing as npt
 from detent import _core
 from detent.kernels.arrays import ArrayLike, as_array
 
-__all__ = ["integer_sum", "integer_value_sum"]
+__all__ = ["integer_sum", "integer_table_sum", "integer_value_sum"]
 
 
 def integer_sum(
@@ -74,4 +74,23 @@ def integer_value_sum(
     first, second = as_array(a, "a"), as_array(b, "b")
     out = np.empty(first.shape, dtype)
     _core.integer_value_sum(first, second, scales, zero_points, lowest, highest, out)
+    return out
+
+
+def integer_table_sum(a: ArrayLike, b: ArrayLike, table_a: ArrayLike, table_b: ArrayLike) -> npt.NDArray[np.int32]:
+    """Sums of what two tables have for codes, 32 bits, which wrap around.
+
+    Args:
+        a: codes of 8 or 16 bits, in C order.
+        b: likewise, of the same shape.
+        table_a: int32, one entry for each number that the type of `a` has, the least one first.
+        table_b: likewise for `b`.
+
+    Raises:
+        ValueError: a wrong dtype, shape or layout; the message says which.
+        TypeError: not an array.
+    """
+    first, second = as_array(a, "a"), as_array(b, "b")
+    out = np.empty(first.shape, np.int32)
+    _core.integer_table_sum(first, second, as_array(table_a, "table_a"), as_array(table_b, "table_b"), out)
     return out

@@ -16,6 +16,7 @@ __all__ = [
     "integer_linear",
     "integer_look_up",
     "integer_sum",
+    "integer_table_sum",
     "integer_value_sum",
     "requantize",
 ]
@@ -176,6 +177,12 @@ def integer_value_sum(
     zero = zero_points[2]
     found: Array = (np.clip(steps, lowest - zero, highest - zero) + zero).astype(dtype)
     return found
+
+
+def integer_table_sum(a: Array, b: Array, table_a: Array, table_b: Array) -> Array:
+    """Twin of `kernels.integer_sum.integer_table_sum`."""
+    found: Array = integer_look_up(a, table_a).view(np.uint32) + integer_look_up(b, table_b).view(np.uint32)
+    return found.view(np.int32)
 
 
 def integer_gather(x: Array, places: Array, *, fill: int) -> Array:
