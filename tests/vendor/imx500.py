@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 import detent
+from detent import edit
 
 REQUIREMENTS = ("torch==2.13.0", "imx500-converter[pt]")
 CODEBOOKS = {
@@ -95,6 +96,13 @@ def files(work: Path, data: Path | None) -> Iterator[tuple[str, Path, Path, Path
         "8": {"target": "imx500"},
         # Channels are padded in memory: the digits cannot have less than 72 %, ResNet-20 not less than 65 %.
         "75%": {"target": "imx500", "budget": detent.Budget(weights="75%")},
+        "mixed": {
+            "target": "imx500",
+            "rules": [
+                edit.rule(edit.position(2, 5), edit.weights(bits=4)),
+                edit.rule(edit.position(5, -1), edit.weights(bits=2)),
+            ],
+        },
         "codebook": {"target": work / "codebooks.json", "weights_grid": "lut", "weights_bits": 4},
     }
     for network, model, batches, images in networks(data):
