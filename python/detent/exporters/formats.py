@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from detent._registry import Registry, unknown_name
 from detent.errors import ConfigError
+from detent.exporters.akida import export_akida
 from detent.exporters.c_header import export_c_header
 from detent.exporters.imx500 import export_imx500
 from detent.exporters.onnx_qdq import export_onnx
@@ -57,6 +58,7 @@ FORMATS.add("safetensors", Format(title="packed codes for detent.load", write=ex
 SUFFIXES.add(".safetensors", "safetensors")
 FORMATS.add("qoperator", Format(title="ONNX with operators on codes", write=export_qoperator))
 FORMATS.add("imx500", Format(title="ONNX for the converter of Sony's IMX500", write=export_imx500))
+FORMATS.add("akida", Format(title="ONNX in the quantized dialect of BrainChip's Akida 2", write=export_akida))
 FORMATS.add("qualcomm", Format(title="Qualcomm encodings JSON beside float ONNX", write=export_qualcomm))
 SUFFIXES.add(".encodings", "qualcomm")
 

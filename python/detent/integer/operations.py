@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from detent.integer import fixed_point
 from detent.integer.code_grid import CodeGrid
+from detent.integer.powers_of_two import aligned_total
 from detent.kernels.integer_moves import integer_gather, integer_look_up
 from detent.kernels.integer_products import integer_conv, integer_linear
 from detent.kernels.integer_sum import integer_sum, integer_value_sum
@@ -185,20 +186,24 @@ class Sum(Operation):
         negative: the second one is subtracted.
         fused: by the kernel; not behind padding, slices and the like, and not for differences.
         fixed_point: computed with whole numbers instead, as TensorFlow Lite does.
+        aligned: computed with whole numbers that powers of two align, as Akida does.
     """
 
     sources: tuple[CodeGrid, CodeGrid]
     negative: bool = False
     fused: bool = True
     fixed_point: bool = False
+    aligned: bool = False
 
     def run(self, *inputs: Codes) -> tuple[Codes, Extremes | None]:
         """As `Operation`."""
         (a, b), (first, second), grid = inputs, self.sources, self.grid
         zero = np.float32(grid.zero_point)
-        if self.fixed_point:
+        if self.fixed_point or self.aligned:
             left, right = first.centred(a), second.centred(b)
             scales = (first.scale, second.scale, grid.scale)
+            if self.aligned:
+                return grid.clipped(aligned_total(left, right, scales)), None
             bits = 8 * grid.dtype.itemsize
             return grid.clipped(fixed_point.total(left, -right if self.negative else right, scales, bits)), None
         a, b = (np.ascontiguousarray(one) for one in np.broadcast_arrays(a, b))
