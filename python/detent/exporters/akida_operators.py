@@ -72,7 +72,8 @@ class Translation:
         self._node("Dequantizer", [self._names[last], scale], f"{last}/values", value=output)
 
     def _refusal(self, operation: Operation, what: str, remedy: str | None = None) -> ExportError:
-        return ExportError(what, where=self._places.get(operation.output, operation.output), remedy=remedy)
+        name = operation.inputs[0] if isinstance(operation, QuantizeInput) else operation.output
+        return ExportError(what, where=self._places.get(name, name), remedy=remedy)
 
     def _check_ends(self) -> None:
         program = self._program
