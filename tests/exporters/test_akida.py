@@ -208,7 +208,9 @@ def test_a_refusal_names_the_place_and_leaves_no_file(name: str, tmp_path: Path)
     [
         ("tflite", {}, "zero point"),
         ("onnxruntime", {}, "step of this input is no power of two"),
-        ("akida1", {}, "not on a grid"),
+        ("akida1", {}, "activations of 8 bits, and this one has 4"),
+        ("default", {"activation_bits": 16}, "activations of 8 bits, and this one has 16"),
+        ("default", {"weights_bits": 16}, "step of this input"),
         ("default", {"weights_group_size": 3}, "steps for groups"),
         ("default", {"activation_per_channel": True}, "a step for each channel"),
     ],

@@ -35,7 +35,9 @@ import cnn2snn
 path, images, values = sys.argv[1:]
 want = np.load(values)
 model = cnn2snn.convert(onnx.load(path))
-got = np.asarray(model.predict(np.load(images))).reshape(want.shape)
+got = np.asarray(model.predict(np.load(images)))
+# Akida gives pictures with their channels last.
+got = got.transpose(0, 3, 1, 2) if want.ndim == 4 else got.reshape(want.shape)
 mapped = {}
 for name in ("TwoNodesIPv2", "SixNodesIPv2"):
     try:

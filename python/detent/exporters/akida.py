@@ -7,6 +7,7 @@ of standard operators that lies in the file, so that onnxruntime computes it too
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +28,7 @@ __all__ = ["export_akida"]
 
 _OPSET: Final = 21
 _IR_VERSION: Final = 10
+_BITS: Final = 8
 _EXACT: Final = 1 << 24
 
 
@@ -54,10 +56,11 @@ def export_akida(qmodel: ExportableModel, path: str | Path) -> ExportReport:
                 f"a file for Akida has float32 {side}, the model asks for {dtype}",
                 remedy="quantize with input_dtype and output_dtype 'float32'",
             )
-    program = lower(qmodel, runtime="akida")
     places = {
         str(node.meta[NAME]): describe_place(node) for node in qmodel.graph_module.graph.nodes if NAME in node.meta
     }
+    _check_widths(qmodel, places)
+    program = lower(qmodel, runtime="akida")
     translation = Translation(program, _shapes(program, qmodel), places)
     translation.run(qmodel.output_names[0])
     proto = _model(qmodel, program, translation)
@@ -72,6 +75,17 @@ def export_akida(qmodel: ExportableModel, path: str | Path) -> ExportReport:
         rounding="int16x8",
         notes=tuple(_notes(program, lower(qmodel, runtime="onnxruntime"))),
     )
+
+
+def _check_widths(qmodel: ExportableModel, places: Mapping[str, str]) -> None:
+    for name in qmodel.plan.activations:
+        grid = qmodel.plan.activation_grid(name)
+        if grid is not None and grid.bits != _BITS:
+            raise ExportError(
+                f"the converter takes activations of {_BITS} bits, and this one has {grid.bits}",
+                where=places.get(name, name),
+                remedy="quantize for the target akida2; for the first generation there is no such file",
+            )
 
 
 def _shapes(program: IntegerProgram, qmodel: ExportableModel) -> dict[str, tuple[int, ...]]:

@@ -203,7 +203,8 @@ class Translation:
         grid = operation.grid
         plain = (grid.lowest, grid.highest) == (-128, 127)
         made = self._node("QuantizedAddScaled", inputs, operation.output if plain else f"{operation.output}/sum")
-        if not plain:
+        if not plain or operation.output in self._program.outputs:
+            # A sum has no ReLU of its own, and devices do not end with one.
             made = self._same(operation.output, made, channels, grid)
         self._names[operation.output] = made
 
