@@ -107,10 +107,11 @@ class Translation:
             raise self._refusal(operation, f"Akida reads pictures of 1 or 3 channels, this input is {list(shape[1:])}")
         if len(readers) != 1 or not isinstance(readers[0], Convolution) or readers[0].groups != 1:
             raise self._refusal(operation, "one plain convolution must read the input, and nothing else")
+        (name,) = operation.inputs
         scale = self._store(f"{operation.output}/step", np.full(shape[1], grid.scale, np.float32))
         zero = self._store(f"{operation.output}/zero", np.zeros(shape[1], grid.dtype))
         self._names[operation.output] = self._node(
-            "InputQuantizer", [operation.inputs[0], scale, zero], operation.output, perm=[0, 1, 2, 3]
+            "InputQuantizer", [name, scale, zero], operation.output, f"{name}_quantized", perm=[0, 1, 2, 3]
         )
 
     def _convolve(self, operation: Convolution) -> None:
@@ -296,8 +297,8 @@ class Translation:
     def _node(self, op_type: str, inputs: list[str], name: str, value: str | None = None, **attributes: Any) -> str:
         from onnx import helper
 
-        # Akida's layers are called as the nodes are; their values may not be called as an input or output is.
-        value = value or f"{name}/codes"
+        # Akida's layers are called as the nodes are; codes as in other ONNX files.
+        value = value or f"{name}_quantized"
         self.nodes.append(helper.make_node(op_type, inputs, [value], name, domain=AKIDA_DOMAIN, **attributes))
         return value
 

@@ -98,6 +98,7 @@ _RUNNERS: Final[dict[str, Callable[..., Runner]]] = {
     "tflite_micro": tflite_codes,
     "litert": tflite_codes,
     "litert_reference": tflite_codes,
+    "akida": onnx_codes,
 }
 _BY_SUFFIX: Final = {".onnx": "onnxruntime", ".tflite": "tflite_micro"}
 
@@ -117,7 +118,8 @@ def verify(
         qmodel: the quantized model it came from.
         inputs: one tensor per input of the model, `[N, ...]`.
         runtime: that runs it: `"onnxruntime"`, `"tflite_micro"`, or with the package ai-edge-litert `"litert"` (its
-            optimized kernels) and `"litert_reference"`. None takes onnxruntime or tflite_micro by the file's suffix.
+            optimized kernels) and `"litert_reference"`, or `"akida"` for files in its dialect, which onnxruntime runs.
+            None takes onnxruntime or tflite_micro by the file's suffix.
         batch_size: samples that are held at once.
 
     Raises:
@@ -158,7 +160,9 @@ class _Tally:
         for name in self._order:
             if name not in got:
                 continue
-            apart = np.abs(wanted[name].astype(np.int64) - got[name].astype(np.int64))
+            # A file may keep the axes of a mean.
+            same = got[name].reshape(wanted[name].shape)
+            apart = np.abs(wanted[name].astype(np.int64) - same.astype(np.int64))
             count, differing, largest = self._found.get(name, (0, 0, 0))
             most = int(apart.max(initial=0))
             self._found[name] = (count + apart.size, differing + int((apart > 0).sum()), max(largest, most))
