@@ -77,7 +77,7 @@ def test_every_target_and_metric_stays_close_to_float(
     with torch.no_grad():
         exact, quantized = graph(images), qmodel(images)
     signal = exact.square().mean().sqrt()
-    # Eight bits everywhere: a grid that was wrong anywhere would be off by the size of the signal.
+    # Eight bits, with akida1 four behind inputs: a grid wrong anywhere would be off by the size of the signal.
     assert (exact - quantized).square().mean().sqrt() < 0.12 * signal
 
 

@@ -27,7 +27,7 @@ def write(path: Path, **changes: Any) -> Path:
 
 
 def test_built_in_targets_are_the_documented_ones() -> None:
-    assert target_names() == ["default", "imx500", "onnxruntime", "qnn", "tensorrt", "tflite"]
+    assert target_names() == ["akida1", "akida2", "default", "imx500", "onnxruntime", "qnn", "tensorrt", "tflite"]
 
 
 @pytest.mark.parametrize("name", target_names())
@@ -36,12 +36,20 @@ def test_every_built_in_target_loads_under_its_own_name_with_sources(name: str) 
     assert target.name == name
     assert target.sources
     assert all(source.startswith("https://") for source in target.sources)
+    for kind in ("conv", "linear"):
+        assert target.rule(kind).weights is not None
+        assert target.rule(kind).quantize_inputs
+    assert ("conv", "relu") in target.fusing
+
+
+@pytest.mark.parametrize("name", [name for name in target_names() if name != "akida1"])
+def test_kernels_have_8_bits_per_channel_unless_the_chip_is_of_4(name: str) -> None:
+    target = load_target(name)
     for kind in ("conv", "conv_transposed", "linear"):
         weights = target.rule(kind).weights
         assert weights is not None
         assert weights.bits[0] == 8
         assert weights.per_channel
-    assert ("conv", "relu") in target.fusing
 
 
 def test_no_word_means_two_operations() -> None:
@@ -64,6 +72,31 @@ def test_imx500_facts() -> None:
     assert ("conv", "prelu") in target.fusing
     assert ("linear", "prelu") not in target.fusing
     assert target.channel_multiples == {8: 32, 4: 64, 2: 128}
+
+
+def test_akida1_is_of_4_bits_behind_its_inputs() -> None:
+    target = load_target("akida1")
+    for kind in ("conv", "linear"):
+        rule = target.rule(kind)
+        assert rule.weights is not None
+        assert (rule.weights.kind, rule.weights.bits, rule.weights.per_channel) == ("power_of_two", (4, 2), False)
+        assert (rule.activations.kind, rule.activations.bits) == ("power_of_two", (4, 2))
+    # Inputs have the rule of operations without one of their own.
+    assert target.defaults.activations.bits == (8,)
+    assert target.rule("conv_transposed").weights is None
+    assert not target.quantize_model_outputs
+
+
+def test_akida2_has_int8_activations_without_zero_points() -> None:
+    target = load_target("akida2")
+    for kind in ("conv", "conv_transposed", "linear", "add", "cat", "pool", "mean"):
+        rule = target.rule(kind).activations
+        assert (rule.kind, rule.bits, rule.signed) == ("power_of_two", (8,), True)
+    assert target.defaults.activations.signed is None
+    weights = target.rule("conv").weights
+    assert weights is not None
+    assert (weights.kind, weights.bits, weights.narrow_range) == ("symmetric", (8, 4), True)
+    assert target.quantize_model_outputs
 
 
 def test_tflite_prescribes_grids_exactly() -> None:

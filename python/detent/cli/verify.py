@@ -24,7 +24,8 @@ def verify(
     data: Annotated[Path, typer.Option(help="Inputs: an .npz file, samples along the first axis.")],
     samples: Annotated[int, typer.Option(help="How many to compare.", min=1)] = 64,
     runtime: Annotated[
-        str | None, typer.Option(help="onnxruntime, tflite_micro, litert or litert_reference; by the file otherwise.")
+        str | None,
+        typer.Option(help="onnxruntime, tflite_micro, litert, litert_reference or akida; by the file otherwise."),
     ] = None,
     debug: Debug = False,
 ) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from detent._registry import Registry, unknown_name
 from detent.errors import ConfigError
+from detent.exporters.akida import export_akida
 from detent.exporters.c_header import export_c_header
 from detent.exporters.imx500 import export_imx500
 from detent.exporters.imx500_operators import IMX500_OPERATORS
@@ -64,6 +65,14 @@ FORMATS.add("qoperator", Format(title="ONNX with operators on codes", write=expo
 FORMATS.add(
     "imx500",
     Format(title="ONNX for the converter of Sony's IMX500", write=export_imx500, operators=IMX500_OPERATORS),
+)
+FORMATS.add(
+    "akida",
+    Format(
+        title="ONNX in the quantized dialect of BrainChip's Akida 2",
+        write=export_akida,
+        operators=frozenset(("add", "conv", "linear", "mean", "relu", "relu6")),
+    ),
 )
 FORMATS.add("qualcomm", Format(title="Qualcomm encodings JSON beside float ONNX", write=export_qualcomm))
 SUFFIXES.add(".encodings", "qualcomm")

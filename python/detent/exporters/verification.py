@@ -16,6 +16,7 @@ from rich.table import Table
 
 from detent._registry import unknown_name
 from detent.errors import ConfigError
+from detent.exporters.akida_functions import AKIDA_DOMAIN
 from detent.exporters.onnx_codes import onnx_codes
 from detent.exporters.onnx_verify import batches_of
 from detent.exporters.subject import ExportableModel
@@ -99,6 +100,7 @@ _RUNNERS: Final[dict[str, Callable[..., Runner]]] = {
     "tflite_micro": tflite_codes,
     "litert": tflite_codes,
     "litert_reference": tflite_codes,
+    "akida": onnx_codes,
 }
 _BY_SUFFIX: Final = {".onnx": "onnxruntime", ".tflite": "tflite_micro"}
 
@@ -131,7 +133,8 @@ def verify(
         qmodel: the quantized model it came from.
         inputs: one tensor per input of the model, `[N, ...]`.
         runtime: that runs it: `"onnxruntime"`, `"tflite_micro"`, or with the package ai-edge-litert `"litert"` (its
-            optimized kernels) and `"litert_reference"`. None takes onnxruntime or tflite_micro by the file's suffix.
+            optimized kernels) and `"litert_reference"`, or `"akida"` for files in its dialect, which onnxruntime runs.
+            None takes the one that fits the file.
         batch_size: samples that are held at once.
 
     Raises:
@@ -144,7 +147,7 @@ def verify(
         raise ConfigError(
             f"no runtime at hand reads {path.suffix!r} files", where=str(path), remedy="verify .onnx or .tflite files"
         )
-    name = _BY_SUFFIX[path.suffix] if runtime is None else runtime
+    name = _runtime_for(path) if runtime is None else runtime
     if name not in _RUNNERS:
         raise unknown_name("runtime", name, _RUNNERS)
     program = lower(qmodel, runtime=name)
@@ -163,6 +166,12 @@ def verify(
     return Verification(path=path, runtime=name, samples=samples, tensors=found, missing=missing)
 
 
+def _runtime_for(path: Path) -> str:
+    """The runtime of a file, by its suffix and, of ONNX files, by whose operators are in it."""
+    akida = path.suffix == ".onnx" and path.is_file() and AKIDA_DOMAIN.encode() in path.read_bytes()
+    return "akida" if akida else _BY_SUFFIX[path.suffix]
+
+
 class _Tally:
     def __init__(self, program: IntegerProgram) -> None:
         self._order = [operation.output for operation in program.operations]
@@ -172,7 +181,9 @@ class _Tally:
         for name in self._order:
             if name not in got:
                 continue
-            apart = np.abs(wanted[name].astype(np.int64) - got[name].astype(np.int64))
+            # A file may keep the axes of a mean.
+            same = got[name].reshape(wanted[name].shape)
+            apart = np.abs(wanted[name].astype(np.int64) - same.astype(np.int64))
             count, differing, largest = self._found.get(name, (0, 0, 0))
             most = int(apart.max(initial=0))
             self._found[name] = (count + apart.size, differing + int((apart > 0).sum()), max(largest, most))

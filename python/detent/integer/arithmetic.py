@@ -27,6 +27,9 @@ class Arithmetic:
         fixed_point: products and means multiply with whole numbers, by the rule `"double_rounding"`; else in float32.
         functions: sigmoid, tanh and the like are rounded from exact values, or computed with whole numbers.
         ties_away: values of inputs are rounded half away from zero, else half to even.
+        factor_bits: factors are rounded to whole numbers of so many bits times powers of two, biases to one bit fewer
+            and a sign. None leaves factors and biases as they are.
+        kinds: of operations the runtime has; None for all that programs have.
     """
 
     convolution: Rule = "float"
@@ -36,6 +39,8 @@ class Arithmetic:
     fixed_point: bool = False
     functions: Functions = "exact"
     ties_away: bool = False
+    factor_bits: int | None = None
+    kinds: frozenset[str] | None = None
 
     def of_layer(self, kind: str, bits: int) -> Rule:
         """The rule of a layer, a `"convolution"` or `"linear"`, that reads codes of so many bits.
@@ -92,5 +97,16 @@ RUNTIMES.add(
         fixed_point=True,
         functions="exact",
         ties_away=True,
+    ),
+)
+RUNTIMES.add(
+    "akida",
+    # floor(accumulator * M / S + 1/2) with M of 8 bits and S a power of two: what "int16x8" does with such a factor.
+    Arithmetic(
+        convolution="int16x8",
+        linear="int16x8",
+        sums="aligned",
+        factor_bits=8,
+        kinds=frozenset({"add", "conv", "linear", "mean", "pool"}),
     ),
 )

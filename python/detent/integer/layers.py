@@ -15,6 +15,7 @@ from detent.graph.roles import argument, op_name, role_of
 from detent.integer.arithmetic import Arithmetic
 from detent.integer.code_grid import CodeGrid
 from detent.integer.operations import Convolution, LinearLayer
+from detent.integer.powers_of_two import to_bits
 from detent.kernels.requantize import Rule
 
 __all__ = ["convolution", "linear", "transposed_convolution"]
@@ -83,8 +84,8 @@ def _with_ends(
     return Convolution(
         kernel=np.ascontiguousarray(kernel[:, :, None, :]) if single else kernel,
         scales=scale,
-        bias=_bias(node, scale, source, len(kernel), stored),
-        factors=_factors(rule, scale, source, ends["grid"]),
+        bias=_bias(node, scale, source, len(kernel), stored, arithmetic),
+        factors=_factors(rule, scale, source, ends["grid"], arithmetic),
         rule=rule,
         source=source,
         groups=int(argument(node, "groups")),
@@ -110,8 +111,8 @@ def linear(
     if role.kind == "matmul":
         kernel = np.ascontiguousarray(kernel.T)
     rule = arithmetic.of_layer("linear", 8 * source.dtype.itemsize)
-    factors = _factors(rule, scale, source, ends["grid"])
-    bias = _bias(node, scale, source, len(kernel), stored)
+    factors = _factors(rule, scale, source, ends["grid"], arithmetic)
+    bias = _bias(node, scale, source, len(kernel), stored, arithmetic)
     return LinearLayer(kernel=kernel, scales=scale, bias=bias, factors=factors, rule=rule, source=source, **ends)
 
 
@@ -151,7 +152,9 @@ def _along(entries: npt.NDArray[Any], axis: Any, rank: int) -> npt.NDArray[Any]:
     return entries.reshape([-1 if axis is not None and dim == axis % rank else 1 for dim in range(rank)])
 
 
-def _factors(rule: Rule, scale: npt.NDArray[np.float32], source: CodeGrid, grid: CodeGrid) -> npt.NDArray[np.float64]:
+def _factors(
+    rule: Rule, scale: npt.NDArray[np.float32], source: CodeGrid, grid: CodeGrid, arithmetic: Arithmetic
+) -> npt.NDArray[np.float64]:
     """Factors from steps of the accumulator to those of the output, float64; for the rule `"float"` float32 numbers."""
     first, result = np.float32(source.scale), np.float32(grid.scale)
     if rule == "float":
@@ -161,11 +164,16 @@ def _factors(rule: Rule, scale: npt.NDArray[np.float32], source: CodeGrid, grid:
         return factors
     # As the kernels prepare them, from float32 scales in float64.
     quotients: npt.NDArray[np.float64] = np.float64(first) * scale.astype(np.float64) / np.float64(result)
-    return quotients
+    return quotients if arithmetic.factor_bits is None else to_bits(quotients, arithmetic.factor_bits)
 
 
 def _bias(
-    node: fx.Node, scale: npt.NDArray[np.float32], source: CodeGrid, outputs: int, stored: Stored
+    node: fx.Node,
+    scale: npt.NDArray[np.float32],
+    source: CodeGrid,
+    outputs: int,
+    stored: Stored,
+    arithmetic: Arithmetic,
 ) -> npt.NDArray[np.int64]:
     """The bias in steps of the accumulator, int64 `[outputs]`."""
     steps = np.float32(source.scale) * scale
@@ -180,6 +188,8 @@ def _bias(
         bias = first.astype(np.int64) - others[1].astype(np.int64)
     else:
         bias = np.rint(first.astype(np.float64).reshape(-1) / steps.astype(np.float64)).astype(np.int64)
+    if arithmetic.factor_bits is not None:
+        bias = to_bits(bias.astype(np.float64), arithmetic.factor_bits - 1).astype(np.int64)
     return np.ascontiguousarray(np.broadcast_to(bias, outputs))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from math import inf
+from math import frexp, inf
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -59,8 +59,8 @@ def lower(
     Args:
         qmodel: a `QuantizedModel` whose values are all on grids.
         target: whose runtime rounds; None takes the one the model was quantized for.
-        runtime: `"onnxruntime"`, `"xnnpack"`, `"tflite_micro"`, `"litert"` or `"litert_reference"`, in place of the
-            target's.
+        runtime: `"onnxruntime"`, `"xnnpack"`, `"tflite_micro"`, `"litert"`, `"litert_reference"` or `"akida"`, in
+            place of the target's.
         buffer_bits: of the device's accumulators for 8-bit codes, 2 to 32. What they can reach is bounded by the
             weights, whatever the input.
         overflow: `"error"` refuses a layer whose accumulators could leave them, `"note"` keeps it; the notes of the
@@ -222,6 +222,8 @@ class _Lowering:
         if role is None or missing or not operands:
             what = op_name(node) if node.op == "call_function" else node.op
             raise _refusal(node, f"{what} has no integer form: it does not read codes")
+        if self._arithmetic.kinds is not None and kind not in self._arithmetic.kinds:
+            raise _refusal(node, f"this runtime has no {op_name(node)}")
         inputs = tuple(self._codes[one] for one in operands)
         sources = tuple(self._grids[one] for one in inputs)
         ends: dict[str, Any] = {"inputs": inputs, "output": name, "grid": grid}
@@ -254,10 +256,17 @@ class _Lowering:
         ratios = [self._grids[name].scale / ends["grid"].scale for name in names]
         if not all(_SMALLEST_RATIO <= ratio <= 1 / _SMALLEST_RATIO for ratio in ratios):
             raise UnsupportedOpError("steps of its inputs and its output differ by more than 2^20")
+        rule = self._rule_of_sum(names, negative=kind == "sub")
+        scales = [*(self._grids[name].scale for name in names), ends["grid"].scale]
+        if rule == "aligned" and any(frexp(scale)[0] != 0.5 for scale in scales):
+            raise UnsupportedOpError(
+                "this runtime aligns what it adds by powers of two, and steps here are none",
+                remedy="give these values power_of_two grids",
+            )
         return Sum(
             sources=(self._grids[names[0]], self._grids[names[1]]),
             negative=kind == "sub",
-            rule=self._rule_of_sum(names, negative=kind == "sub"),
+            rule=rule,
             **{**ends, "inputs": names},
         )
 

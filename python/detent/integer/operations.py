@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from detent.integer import fixed_point
 from detent.integer.code_grid import CodeGrid
+from detent.integer.powers_of_two import aligned_total
 from detent.kernels.integer_moves import integer_gather, integer_look_up
 from detent.kernels.integer_products import integer_conv, integer_linear
 from detent.kernels.integer_sum import integer_sum, integer_table_sum, integer_value_sum
@@ -36,7 +37,7 @@ __all__ = [
 
 Codes = npt.NDArray[Any]
 Extremes = tuple[int, int]
-SumRule = Literal["fused_float", "float", "double_rounding", "xnnpack"]
+SumRule = Literal["fused_float", "float", "double_rounding", "xnnpack", "aligned"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -182,7 +183,8 @@ class Sum(Operation):
     With rule `"fused_float"` it is onnxruntime's kernel `QLinearAdd`, which takes two fused steps:
     `a * r_a + (b * r_b + rest)` with ratios of the scales and what zero points leave, all of it in float32. Where that
     kernel does not apply, behind padding, slices and the like and for differences, `"float"` adds values and rounds
-    anew. `"double_rounding"` is TensorFlow Lite's arithmetic of whole numbers, `"xnnpack"` that of XNNPACK.
+    anew. `"double_rounding"` is TensorFlow Lite's arithmetic of whole numbers, `"xnnpack"` that of XNNPACK, `"aligned"`
+    that of Akida, where powers of two align what is added.
 
     Args:
         sources: grids of the inputs.
@@ -198,10 +200,10 @@ class Sum(Operation):
         """As `Operation`."""
         (a, b), (first, second), grid = inputs, self.sources, self.grid
         zero = np.float32(grid.zero_point)
-        if self.rule == "xnnpack":
+        if self.rule in ("xnnpack", "aligned"):
             right = -second.centred(b) if self.negative else second.centred(b)
-            scales = (first.scale, second.scale, grid.scale)
-            return grid.clipped(fixed_point.shifted_total(first.centred(a), right, scales)), None
+            total = aligned_total if self.rule == "aligned" else fixed_point.shifted_total
+            return grid.clipped(total(first.centred(a), right, (first.scale, second.scale, grid.scale))), None
         if self.rule == "double_rounding":
             return self._of_terms(a, b), None
         a, b = (np.ascontiguousarray(one) for one in np.broadcast_arrays(a, b))

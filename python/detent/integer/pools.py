@@ -15,6 +15,7 @@ from detent.graph.roles import argument, argument_names, first_argument, op_name
 from detent.integer import moves
 from detent.integer.arithmetic import Arithmetic
 from detent.integer.code_grid import CodeGrid
+from detent.integer.powers_of_two import to_bits
 from detent.integer.windows import Average, MaximumPool, Window
 
 __all__ = ["average", "maximum", "mean"]
@@ -51,13 +52,16 @@ def average(node: fx.Node, source: CodeGrid, stored: Stored, arithmetic: Arithme
         if any(size % count for size, count in zip(inner, outer, strict=True)):
             raise UnsupportedOpError("an adaptive pool whose windows differ has no integer form")
         if set(outer) == {1} and not whole:
-            count = np.array(int(np.prod(inner)), np.int64)
-            return Average(axes=tuple(range(-axes, 0)), keep=True, counts=count, **ends)
+            return _of_all(inner, source, arithmetic, ends)
         steps = tuple(size // count for size, count in zip(inner, outer, strict=True))
         none = (0,) * axes
         window = Window(size=steps, stride=steps, before=none, after=none, dilation=(1,) * axes)
+        _require_windows(arithmetic)
         return Average(window=window, counts=np.array(int(np.prod(steps)), np.int64), **ends)
     window = _window(node, inner, outer)
+    if arithmetic.factor_bits is not None and (window.size, set(outer), set(window.before)) == (inner, {1}, {0}):
+        return _of_all(inner, source, arithmetic, ends)
+    _require_windows(arithmetic)
     return Average(window=window, counts=_counts(node, window, inner), **ends)
 
 
@@ -74,7 +78,31 @@ def mean(node: fx.Node, source: CodeGrid, stored: Stored, arithmetic: Arithmetic
         raise UnsupportedOpError("a mean over samples has no integer form")
     count = np.array(int(np.prod([inner[axis - 1] for axis in axes])), np.int64)
     ends = {"source": source, "fixed_point": arithmetic.fixed_point, **ends}
-    return Average(axes=axes, keep=bool(argument(node, "keepdim")), counts=count, **ends)
+    factor = _factor(count, source, arithmetic, ends)
+    return Average(axes=axes, keep=bool(argument(node, "keepdim")), counts=count, factor=factor, **ends)
+
+
+def _of_all(inner: tuple[int, ...], source: CodeGrid, arithmetic: Arithmetic, ends: dict[str, Any]) -> Average:
+    """The average pool with one window, which has all entries."""
+    axes, count = tuple(range(-len(inner), 0)), np.array(int(np.prod(inner)), np.int64)
+    return Average(axes=axes, keep=True, counts=count, factor=_factor(count, source, arithmetic, ends), **ends)
+
+
+def _factor(
+    count: npt.NDArray[np.int64], source: CodeGrid, arithmetic: Arithmetic, ends: dict[str, Any]
+) -> float | None:
+    """From sums to codes, for runtimes whose factors have few bits."""
+    if arithmetic.factor_bits is None:
+        return None
+    quotient = np.array(source.scale / (ends["grid"].scale * float(count)))
+    return float(to_bits(quotient, arithmetic.factor_bits))
+
+
+def _require_windows(arithmetic: Arithmetic) -> None:
+    if arithmetic.factor_bits is not None:
+        raise UnsupportedOpError(
+            "this runtime averages over whole pictures, not over windows", remedy="take a mean over rows and columns"
+        )
 
 
 def _window(node: fx.Node, inner: tuple[int, ...], outer: tuple[int, ...]) -> Window:

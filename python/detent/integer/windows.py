@@ -77,6 +77,8 @@ class Average(Operation):
         keep: whether these axes stay, with one entry.
         counts: int64, entries averaged for each position of the window, shaped to broadcast; or how many there are.
         fixed_point: with whole numbers, as TensorFlow Lite's `AVERAGE_POOL_2D` and `MEAN`; else in float32.
+        factor: by which sums are multiplied as accumulators of layers are, by the rule `"int16x8"`, without a window;
+            None finds it in the grids.
     """
 
     source: CodeGrid
@@ -85,6 +87,7 @@ class Average(Operation):
     keep: bool = False
     counts: npt.NDArray[np.int64]
     fixed_point: bool = False
+    factor: float | None = None
 
     def run(self, *inputs: Codes) -> tuple[Codes, Extremes | None]:
         """As `Operation`."""
@@ -97,6 +100,9 @@ class Average(Operation):
         if self.fixed_point:
             return self._whole(sums)
         extremes = (int(sums.min()), int(sums.max())) if sums.size else (0, 0)
+        if self.factor is not None:
+            how = self.grid.requantization("int16x8", np.array([self.factor]))
+            return requantize(np.ascontiguousarray(sums), how, self.grid.dtype), extremes
         factors = np.float32(self.source.scale) / (np.float32(self.grid.scale) * self.counts.astype(np.float32))
         if factors.size > 1:
             return self.grid.clipped(np.rint(sums.astype(np.float32) * factors)), extremes
