@@ -89,6 +89,7 @@ def render() -> str:
         ("Whole runs", "ptq"),
         ("Exported ONNX in onnxruntime", "onnx"),
         ("Exported files", "export"),
+        ("Integer programs", "integer"),
         ("Kernels", "kernels"),
     )
     for title, name in sections:
