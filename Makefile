@@ -51,5 +51,5 @@ $(VENV)/.created:
 # Installs what is missing, and the package itself. The build folder is kept, so only changed files are compiled.
 $(VENV)/.installed: $(VENV)/.created constraints.txt pyproject.toml $(SOURCES)
 	PATH="$(abspath $(BIN)):$$PATH" $(PIP) install -c constraints.txt --no-build-isolation \
-	  -C cmake.define.DETENT_WERROR=$(DETENT_WERROR) '.[dev]'
+	  --config-settings=cmake.define.DETENT_WERROR=$(DETENT_WERROR) '.[dev]'
 	@touch $@
