@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -20,7 +21,7 @@ from detent.integer.powers_of_two import aligned_total
 from detent.kernels.integer_moves import integer_gather, integer_look_up
 from detent.kernels.integer_products import integer_conv, integer_linear
 from detent.kernels.integer_sum import integer_sum, integer_table_sum, integer_value_sum
-from detent.kernels.requantize import Rule, requantize
+from detent.kernels.requantize import Requantization, Rule, requantize
 
 __all__ = [
     "Concatenate",
@@ -75,8 +76,13 @@ class QuantizeInput(Operation):
             raise ValueError(f"{self.inputs[0]} must have dtype float32, got {inputs[0].dtype}")
         if not self.ties_away:
             return self.grid.codes(inputs[0]), None
-        steps = (inputs[0] / np.float32(self.grid.scale)).astype(np.float64)
-        return self.grid.clipped(np.trunc(steps + np.copysign(0.5, steps))), None
+        steps = inputs[0] / np.float32(self.grid.scale)
+        even = np.rint(steps)
+        # Exact: a number and the whole one next to it are close. Infinity is none.
+        with np.errstate(invalid="ignore"):
+            apart = steps - even
+        even += ((apart == 0.5) & (steps > 0)).astype(np.float32) - ((apart == -0.5) & (steps < 0)).astype(np.float32)
+        return self.grid.clipped(even), None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -121,7 +127,7 @@ class Convolution(Operation):
         found, extremes = integer_conv(
             self._spread(x[:, :, None, :] if self.single else x),
             self.kernel,
-            self.grid.requantization(self.rule, self.factors),
+            self.ending,
             self.grid.dtype,
             zero_point=self.source.zero_point,
             bias=self.bias,
@@ -132,6 +138,11 @@ class Convolution(Operation):
             groups=self.groups,
         )
         return found[:, :, 0, :] if self.single else found, extremes
+
+    @cached_property
+    def ending(self) -> Requantization:
+        """What becomes of accumulators; found once, since a program runs many times."""
+        return self.grid.requantization(self.rule, self.factors)
 
     def _spread(self, x: Codes) -> Codes:
         if self.spread == (1, 1):
@@ -165,13 +176,17 @@ class LinearLayer(Operation):
     rule: Rule
     source: CodeGrid
 
+    @cached_property
+    def ending(self) -> Requantization:
+        """What becomes of accumulators."""
+        return self.grid.requantization(self.rule, self.factors)
+
     def run(self, *inputs: Codes) -> tuple[Codes, Extremes | None]:
         """As `Operation`."""
         x = np.ascontiguousarray(inputs[0])
-        how = self.grid.requantization(self.rule, self.factors)
         rows = x.reshape(-1, x.shape[-1])
         found, extremes = integer_linear(
-            rows, self.kernel, how, self.grid.dtype, zero_point=self.source.zero_point, bias=self.bias
+            rows, self.kernel, self.ending, self.grid.dtype, zero_point=self.source.zero_point, bias=self.bias
         )
         return found.reshape(*x.shape[:-1], -1), extremes
 
@@ -218,13 +233,19 @@ class Sum(Operation):
         return integer_sum(a, b, grid.dtype, **given, **ends), None
 
     def _of_terms(self, a: Codes, b: Codes) -> Codes:
+        tables, how = self._terms
+        a, b = (np.ascontiguousarray(one) for one in np.broadcast_arrays(a, b))
+        return requantize(integer_table_sum(a, b, *tables), how, self.grid.dtype)
+
+    @cached_property
+    def _terms(self) -> tuple[tuple[fixed_point.Table, fixed_point.Table], Requantization]:
+        """What is added up for each code of both inputs, and what becomes of the sums."""
         first, second, grid = *self.sources, self.grid
         every, other = first.centred(first.every_code), second.centred(second.every_code)
         given = (first.scale, second.scale, grid.scale), 8 * grid.dtype.itemsize
         tables = fixed_point.terms(every, -other if self.negative else other, *given)
-        a, b = (np.ascontiguousarray(one) for one in np.broadcast_arrays(a, b))
         how = fixed_point.of_terms(*given, zero_point=grid.zero_point, lowest=grid.lowest, highest=grid.highest)
-        return requantize(integer_table_sum(a, b, *tables), how, grid.dtype)
+        return tables, how
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
