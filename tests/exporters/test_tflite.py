@@ -56,7 +56,7 @@ def metadata(model: Any) -> dict[str, bytes]:
 
 CASES = [
     *((name, {}) for name in TFLITE_NETWORKS),
-    *((name, {"activation_bits": 16}) for name in ("convolutions", "signals", "pools")),
+    *((name, {"activation_bits": 16}) for name in ("convolutions", "shortcut", "signals", "pools")),
     *((name, {"weights_bits": 4}) for name in ("convolutions", "arithmetic", "functions")),
     ("convolutions", {"rounding": "gptq"}),
 ]
@@ -73,6 +73,12 @@ def test_tflite_micro_computes_every_code(name: str, options: dict[str, Any], tm
     # What is missing are moves that need no operator, because the layout makes them.
     moves = {one.output for one in detent.lower(qmodel).operations if isinstance(one, Move)}
     assert set(found.missing) <= moves
+
+
+def test_shortcuts_are_slices_and_padding(tmp_path: Path) -> None:
+    operators = detent.export(quantized("shortcut"), tmp_path / "model.tflite").operators
+    assert "GATHER" not in operators
+    assert (operators["STRIDED_SLICE"], operators["ADD"]) == (2, 1)
 
 
 def test_the_whole_demo_network_with_its_accuracy(tmp_path: Path) -> None:

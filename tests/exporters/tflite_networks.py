@@ -124,7 +124,20 @@ class Transposed(nn.Module):
         return self.even(F.relu(self.twice(x))), self.uneven(x)
 
 
+class Shortcut(nn.Module):
+    """A residual block whose shortcut takes every other pixel and pads channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 6, 3, stride=2, padding=1), nn.Conv2d(6, 6, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        short = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 1, 2))
+        return F.relu(self.second(F.relu(self.first(x))) + short)
+
+
 TFLITE_NETWORKS = {
+    "shortcut": Network(Shortcut),
     "transposed": Network(Transposed),
     "convolutions": Network(Convolutions),
     "signals": Network(Signals, (2, 16)),

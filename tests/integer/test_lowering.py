@@ -201,28 +201,6 @@ def test_accumulators_that_32_bits_do_not_hold() -> None:
         detent.lower(qmodel)
 
 
-def test_moves_that_follow_each_other_are_one() -> None:
-    class Moved(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv = nn.Conv2d(3, 4, 1)
-
-        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-            x = self.conv(x)
-            kept = x.flip(2)
-            return F.pad(x[:, :, ::2, 1:], (1, 0, 2, 0)).transpose(1, 3).flatten(2), kept + kept[:, :, :, :1]
-
-    x = torch.randn(4, 3, 5, 6)
-    qmodel = detent.quantize(Moved().eval(), [x], target="onnxruntime", progress=False)
-    program = detent.lower(qmodel)
-    kinds = [type(operation).__name__ for operation in program.operations]
-    # The slice, the padding, the turn and the flattening; the flip, which the sum reads too; its slice.
-    assert kinds.count("Move") == 3
-    for found, wanted in zip(program.run(x).outputs, qmodel(x), strict=True):
-        step = max(program.grid(name).scale for name in program.outputs)
-        assert np.abs(found - wanted.detach().numpy()).max() <= 1.01 * step
-
-
 def test_a_layer_may_have_the_name_of_an_input_s_codes() -> None:
     class Named(nn.Module):
         def __init__(self) -> None:

@@ -133,7 +133,7 @@ class _Lowering:
                 )
             ends.append(self._codes[leaf])
         return IntegerProgram(
-            operations=tuple(moves.join_moves(self._operations, ends)),
+            operations=tuple(self._operations),
             inputs=tuple(self._inputs),
             outputs=tuple(ends),
             output_names=outputs,

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import operator
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -17,11 +14,8 @@ from detent.errors import UnsupportedOpError
 from detent.graph.layouts import BATCH, BatchLayout
 from detent.graph.roles import first_argument
 from detent.graph.shapes import value_of
-from detent.integer.operations import Move, Operation
 
-__all__ = ["join_moves", "places_of", "sample_shape"]
-
-Places = npt.NDArray[np.int64]
+__all__ = ["places_of", "sample_shape"]
 
 _ARITHMETIC: Final = {
     operator.add: operator.add,
@@ -41,32 +35,6 @@ def sample_shape(node: fx.Node) -> tuple[int, ...]:
     if layout is None or layout.axis != 0 or layout.rows != 1 or layout.outer != 1:
         raise UnsupportedOpError("its samples do not lie along its first axis, so it has no integer form yet")
     return tuple(int(size) for size in value_of(node).shape[1:])
-
-
-def join_moves(operations: Sequence[Operation], outputs: Sequence[str]) -> list[Operation]:
-    """Operations with each move that only another move reads put together with it.
-
-    Args:
-        operations: in order of execution.
-        outputs: tensors that are kept for what they are.
-    """
-    readers = Counter(name for operation in operations for name in operation.inputs)
-    joined: dict[str, Operation] = {}
-    for operation in operations:
-        before = joined.get(operation.inputs[0])
-        alone = before is not None and readers[before.output] == 1 and before.output not in outputs
-        if isinstance(operation, Move) and isinstance(before, Move) and alone:
-            del joined[before.output]
-            operation = replace(operation, inputs=before.inputs, places=_behind(before.places, operation.places))
-        joined[operation.output] = operation
-    return list(joined.values())
-
-
-def _behind(first: Places | None, second: Places | None) -> Places | None:
-    """Places of two moves, one behind the other."""
-    if first is None or second is None:
-        return second if first is None else first
-    return np.where(second < 0, -1, first[np.maximum(second, 0)])
 
 
 def places_of(node: fx.Node) -> tuple[npt.NDArray[np.int64] | None, tuple[int, ...]]:
