@@ -281,6 +281,8 @@ class _Refused(nn.Module):
         (lambda x: x.softmax(1), "no integer form"),
         (lambda x: F.max_pool2d(x, 2, dilation=2), "no pools with dilation"),
         (lambda x: F.avg_pool2d(x, 3, stride=2, padding=1, count_include_pad=False), "divides by how many"),
+        (lambda x: F.leaky_relu(x, 0.0), "slopes above 0"),
+        (lambda x: F.leaky_relu(x, -0.5), "slopes above 0"),
         (lambda x: F.relu(x).clamp(max=0.25), "no activation|no integer kernel"),
     ],
 )
@@ -300,6 +302,14 @@ def test_grids_of_another_target_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedOpError):
         detent.export(qmodel, tmp_path / "model.tflite")
     assert not list(tmp_path.iterdir())
+
+
+def test_functions_on_grids_of_another_target_are_no_program() -> None:
+    torch.manual_seed(0)
+    model = _Refused(torch.tanh).eval()
+    qmodel = detent.quantize(model, [torch.randn(4, 3, 8, 8)], target="onnxruntime", progress=False)
+    with pytest.raises(UnsupportedOpError, match="whatever its grid"):
+        detent.lower(qmodel, runtime="tflite_micro")
 
 
 def test_traps_of_the_runtimes_are_refused(tmp_path: Path) -> None:

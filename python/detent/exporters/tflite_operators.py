@@ -14,6 +14,7 @@ from detent.exporters.tflite_moves import add_move, relay, transposed
 from detent.exporters.tflite_weights import add_bias, add_kernel
 from detent.exporters.tflite_windows import VALID, input_of_convolution, input_of_pool, pair
 from detent.integer.code_grid import CodeGrid
+from detent.integer.fixed_functions import PRESCRIBED
 from detent.integer.operations import Concatenate, Convolution, LinearLayer, Move, Operation, Product, Sum, Table
 from detent.integer.windows import Average, MaximumPool
 
@@ -32,10 +33,6 @@ _FUNCTIONS: Final = {
     "relu": "RELU",
     "sigmoid": "LOGISTIC",
     "tanh": "TANH",
-}
-_PRESCRIBED: Final = {
-    ("LOGISTIC", 1): (1 / 256, -128),
-    ("TANH", 1): (1 / 128, 0),
 }
 
 
@@ -244,10 +241,8 @@ def _table(tensor: Translation, operation: Table) -> None:
         kind = "QUANTIZE" if activation_of(grid) == _ACTIVATIONS["NONE"] else "RELU"
     if kind is None:
         raise UnsupportedOpError(f"TensorFlow Lite has no operator for {operation.function} on codes")
-    if (kind, grid.dtype.itemsize) in _PRESCRIBED and _PRESCRIBED[kind, grid.dtype.itemsize] != (
-        grid.scale,
-        grid.zero_point,
-    ):
+    given = PRESCRIBED.get(operation.function)
+    if given is not None and (given.scale, given.zero_point) != (grid.scale, grid.zero_point):
         raise UnsupportedOpError(
             f"{kind} prescribes the grid of its output", remedy="quantize for target 'tflite', whose rules say which"
         )

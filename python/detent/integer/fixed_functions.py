@@ -17,11 +17,14 @@ import numpy.typing as npt
 from detent.integer.code_grid import CodeGrid
 from detent.kernels.requantize import Requantization, fixed_point, requantize
 
-__all__ = ["FIXED_FUNCTIONS", "SIGMOID_GRID", "requantized"]
+__all__ = ["FIXED_FUNCTIONS", "PRESCRIBED", "SIGMOID_GRID", "requantized"]
 
 Integers = npt.NDArray[np.int64]
 SIGMOID_GRID: Final = CodeGrid.of(1 / 256, -128, -128, 127)
 """Of every sigmoid of 8-bit codes."""
+
+PRESCRIBED: Final = {"sigmoid": SIGMOID_GRID, "tanh": CodeGrid.of(1 / 128, 0, -128, 127)}
+"""Grids that the kernels give their results on, whatever the file says."""
 
 _TOP: Final = 2**31 - 1
 _BITS_OF_INPUT: Final = 4
@@ -131,7 +134,7 @@ _ENDS: Final[dict[str, Any]] = {"zero_point": 0, "lowest": -(2**31), "highest": 
 def requantized(x: Integers, scale: float, result: float, *, factor: float = 1.0, **_: Any) -> Integers:
     """Codes without zero points in another step."""
     quotient = float(np.float32(scale)) * factor / float(np.float32(result))
-    how = Requantization.of("double_rounding", np.array([abs(quotient)]), **_ENDS)
+    how = Requantization.of("double_rounding", np.array([quotient]), **_ENDS)
     found: Integers = requantize(np.ascontiguousarray(x.astype(np.int32)), how, np.int32).astype(np.int64)
     return found
 

@@ -13,7 +13,7 @@ from detent.errors import UnsupportedOpError
 from detent.graph.roles import argument, argument_names, op_name
 from detent.integer.arithmetic import Arithmetic
 from detent.integer.code_grid import CodeGrid
-from detent.integer.fixed_functions import FIXED_FUNCTIONS
+from detent.integer.fixed_functions import FIXED_FUNCTIONS, PRESCRIBED
 from detent.integer.operations import Table
 
 __all__ = ["fixed", "requantizing", "table"]
@@ -61,7 +61,7 @@ def fixed(name: str, source: CodeGrid, ends: dict[str, Any], *, negative_slope: 
     """A function as the runtime computes it on codes, by name.
 
     Raises:
-        UnsupportedOpError: the runtime has no integer kernel for it.
+        UnsupportedOpError: the runtime has no integer kernel for it, or gives its result on another grid.
     """
     grid: CodeGrid = ends["grid"]
     wide = max(source.dtype.itemsize, grid.dtype.itemsize) > 1
@@ -70,6 +70,14 @@ def fixed(name: str, source: CodeGrid, ends: dict[str, Any], *, negative_slope: 
             f"the runtime has no integer kernel for {name}" + (" of 16-bit codes" if wide else ""),
             remedy=f"it has these: {', '.join(sorted(_WIDE_FUNCTIONS if wide else FIXED_FUNCTIONS))}",
         )
+    given = PRESCRIBED.get(name)
+    if given is not None and (given.scale, given.zero_point) != (grid.scale, grid.zero_point):
+        raise UnsupportedOpError(
+            f"the runtime gives {name} with step {given.scale:g} and zero point {given.zero_point}, whatever its grid",
+            remedy="quantize for target 'tflite', whose rules say so",
+        )
+    if name == "leaky_relu" and not negative_slope > 0:
+        raise UnsupportedOpError(f"the runtime's leaky_relu takes slopes above 0, not {negative_slope:g}")
     centred = source.centred(source.every_code)
     numbers = FIXED_FUNCTIONS[name](centred, source.scale, grid.scale, negative_slope=negative_slope)
     return Table(table=grid.clipped(numbers), function=name, slope=negative_slope, **ends)
